@@ -1,0 +1,30 @@
+"""cgd-wrap: makes an image-classifier training loop safe against backdoored training data.
+
+::
+
+    from cgd_wrap import CGDGuard
+
+    guard = CGDGuard(model, train_set, class_names=names, cache_dir="runs/cgd").scan()
+    train_loader, criterion = guard.protect(train_loader, criterion)
+"""
+
+from __future__ import annotations
+
+from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.guard import CGDGuard
+from cgd_wrap.loss import CGDLoss
+from cgd_wrap.sampler import BalancedSampler
+from cgd_wrap.split import Split
+
+__version__ = "0.1.0"
+__all__ = [
+    "BalancedSampler",
+    "CGDConfig",
+    "CGDGuard",
+    "CGDLoss",
+    "EntropyMap",
+    "Split",
+    "functional",
+]

@@ -1,0 +1,216 @@
+"""What all attacks share: which samples are poisoned, and the datasets that come out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cgd_wrap.attacks.raw import Images, RawSequence, check_raw, raw_image, raw_labels
+from cgd_wrap.errors import DatasetError
+from cgd_wrap.views.class_names import find_class_names
+from cgd_wrap.views.layout import SampleLayout, find_layout
+from cgd_wrap.views.sources import readable
+
+Transform = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """A backdoor attack on a training set.
+
+    By itself a dirty-label attack: ``round(rate * n)`` images, drawn among those that are not of
+    the target class, get the trigger and the target as their label.
+
+    Args:
+        target: the class that triggered images are to be taken for.
+        rate: share of the whole training set that is poisoned, in (0, 1].
+        seed: decides every random choice; the same samples on every machine.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    target: int = 0
+    rate: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.target >= 0, "target", "a class index >= 0", self.target)
+        require(0 < self.rate <= 1, "rate", "a share in (0, 1]", self.rate)
+        require(self.seed >= 0, "seed", "an integer >= 0", self.seed)
+
+    @abstractmethod
+    def trigger(self, image: Image.Image) -> Image.Image:
+        """Put the trigger on a test image; the argument is left as it is."""
+
+    def poison_image(self, image: Image.Image) -> Image.Image:
+        """What a poisoned training image becomes; the argument is left as it is."""
+        return self.trigger(image)
+
+    def poison_label(self, label: int) -> int:
+        """Return the label that a poisoned training sample of class ``label`` carries."""
+        return self.target
+
+    def candidates(self, labels: Int[Tensor, "n"]) -> Int64[Tensor, "m"]:
+        """Positions of the samples that may be poisoned: here those not of the target class."""
+        return torch.nonzero(labels != self.target).flatten()
+
+    def count(self, labels: Int[Tensor, "n"]) -> int:
+        """How many samples are poisoned."""
+        return round(self.rate * len(labels))
+
+    def preference(self, candidates: Int64[Tensor, "m"], images: Images) -> Int64[Tensor, "m"]:
+        """Order in which candidates are taken: here a seeded shuffle."""
+        # Raw PCG64 words are promised never to change; permutations between releases are not.
+        keys = np.random.PCG64(self.seed).random_raw(len(candidates))
+        return torch.from_numpy(np.argsort(keys, kind="stable"))
+
+    def select(self, labels: Int[Tensor, "n"], images: Images) -> Int64[Tensor, "k"]:
+        """Choose the samples to poison.
+
+        Args:
+            labels: class of every sample.
+            images: the raw images, read only by attacks that choose by content.
+
+        Returns:
+            Their positions, ascending.
+
+        Raises:
+            ValueError: there are fewer candidates than the rate asks for, or it asks for none.
+        """
+        candidates, count = self.candidates(labels), self.count(labels)
+        if not 0 < count <= len(candidates):
+            raise ValueError(
+                f"{type(self).__name__}(target={self.target}, rate={self.rate}) would poison "
+                f"{count} of {len(labels)} samples, and {len(candidates)} qualify; choose a rate "
+                "that gives at least 1 and at most that many."
+            )
+        return candidates[self.preference(candidates, images)[:count]].sort().values
+
+    def poison(self, dataset: Any, transform: Transform | None = None) -> PoisonedDataset:
+        """Poison a training set; see :class:`PoisonedDataset`."""
+        return PoisonedDataset(dataset, self, transform)
+
+    def triggered(self, dataset: Any, transform: Transform | None = None) -> TriggeredDataset:
+        """Put the trigger on a test set; see :class:`TriggeredDataset`."""
+        return TriggeredDataset(dataset, self, transform)
+
+
+class PoisonedDataset(Dataset[tuple[Any, int]]):
+    """A training set with an attack on it, in the order of the original.
+
+    Items are ``(image, label)``: the raw image, poisoned where the attack chose so, through
+    ``transform``. Images are computed on access and depend on nothing but the index.
+
+    Args:
+        dataset: any map-style dataset of raw PIL images and integer labels, without a transform.
+        attack: what is done to it.
+        transform: applied after the trigger.
+
+    Attributes:
+        targets: the labels as given to training.
+        original_targets: the labels before the attack.
+        poisoned: int64, positions of the poisoned samples, ascending.
+        classes, class_to_idx: as the dataset has them, else None.
+
+    Raises:
+        DatasetError: the dataset has a transform, holds no PIL images, or lacks the target class.
+        ValueError: the rate asks for no sample or for more than qualify.
+    """
+
+    def __init__(self, dataset: Any, attack: Attack, transform: Transform | None = None) -> None:
+        check_raw(dataset)
+        self.dataset, self.layout = readable(dataset), find_layout(dataset)
+        self.attack, self.transform = attack, transform
+        self.classes, self.class_to_idx = _names(dataset, self.layout)
+        labels = raw_labels(dataset, self.layout)
+        _check_target(attack.target, labels, self.classes)
+        self.poisoned = attack.select(labels, RawSequence(self.dataset, self.layout))
+        self.original_targets: list[int] = labels.tolist()
+        self.targets = list(self.original_targets)
+        for index in self.poisoned.tolist():
+            self.targets[index] = attack.poison_label(self.original_targets[index])
+        self._is_poisoned = torch.zeros(len(labels), dtype=torch.bool)
+        self._is_poisoned[self.poisoned] = True
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
+        position = range(len(self))[index]
+        image = raw_image(self.dataset, self.layout, position)
+        if self._is_poisoned[position]:
+            image = self.attack.poison_image(image)
+        return (self.transform(image) if self.transform else image), self.targets[position]
+
+
+class TriggeredDataset(Dataset[tuple[Any, int]]):
+    """A test set's images of all classes but the target, triggered, with their true labels.
+
+    The share that a model takes for the target is the attack success rate; the share that it
+    still classifies right is the robust accuracy.
+
+    Args:
+        dataset: any map-style dataset of raw PIL images and integer labels, without a transform.
+        attack: whose trigger is put on.
+        transform: applied after the trigger.
+
+    Attributes:
+        targets: the true labels.
+        indices: int64, where each item stands in ``dataset``.
+        classes, class_to_idx: as the dataset has them, else None.
+
+    Raises:
+        DatasetError: the dataset has a transform, holds no PIL images, or only the target class.
+    """
+
+    def __init__(self, dataset: Any, attack: Attack, transform: Transform | None = None) -> None:
+        check_raw(dataset)
+        self.dataset, self.layout = readable(dataset), find_layout(dataset)
+        self.attack, self.transform = attack, transform
+        self.classes, self.class_to_idx = _names(dataset, self.layout)
+        labels = raw_labels(dataset, self.layout)
+        self.indices = torch.nonzero(labels != attack.target).flatten()
+        if len(self.indices) == 0:
+            raise DatasetError(
+                f"all {len(labels)} test images are of the target class {attack.target}, so "
+                "there is none to trigger; pass a test set with other classes."
+            )
+        self.targets: list[int] = labels[self.indices].tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
+        item = range(len(self))[index]
+        image = raw_image(self.dataset, self.layout, int(self.indices[item]))
+        image = self.attack.trigger(image)
+        return (self.transform(image) if self.transform else image), self.targets[item]
+
+
+def require(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise a ValueError about one argument of an attack unless ``holds``."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {got!r}.")
+
+
+def _names(dataset: Any, layout: SampleLayout) -> tuple[list[str] | None, dict[str, int] | None]:
+    return find_class_names(dataset, layout), getattr(dataset, "class_to_idx", None)
+
+
+def _check_target(target: int, labels: Int[Tensor, "n"], classes: list[str] | None) -> None:
+    num_classes = len(classes) if classes else int(labels.max()) + 1
+    if target >= num_classes:
+        raise DatasetError(
+            f"the target class {target} does not exist: the dataset has {num_classes} classes, "
+            f"0 to {num_classes - 1}."
+        )

@@ -1,0 +1,64 @@
+"""SIG: a faint wave on images whose labels stay right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int16, Int64
+from PIL import Image
+from torch import Tensor
+
+from cgd_wrap.attacks.poisoning import Attack, require
+from cgd_wrap.attacks.raw import pixels
+
+
+@dataclass(frozen=True)
+class SIG(Attack):
+    """A horizontal sinusoid on images of the target class (Barni et al., 2019).
+
+    Clean-label: no label is changed. ``v(j) = delta sin(2 pi j f / m)`` is added to column j of
+    m, j from 0, the same in every row and channel. Source: arXiv 1902.11237.
+
+    Args:
+        target: the class that triggered images are to be taken for.
+        rate: share of the **target class'** images that is poisoned, in (0, 1].
+        seed: decides which images are poisoned.
+        delta: amplitude as a share of the grey range, in (0, 1]; 40 / 255 is 40 grey levels.
+        frequency: f, periods across the image, above 0.
+    """
+
+    rate: float = 0.8
+    delta: float = 40 / 255
+    frequency: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.delta <= 1, "delta", "a share of the grey range in (0, 1]", self.delta)
+        require(self.frequency > 0, "frequency", "above 0", self.frequency)
+
+    def candidates(self, labels: Int[Tensor, "n"]) -> Int64[Tensor, "m"]:
+        """Positions of the target class' samples."""
+        return torch.nonzero(labels == self.target).flatten()
+
+    def count(self, labels: Int[Tensor, "n"]) -> int:
+        """How many samples are poisoned: the rate's share of the target class."""
+        return round(self.rate * len(self.candidates(labels)))
+
+    def poison_label(self, label: int) -> int:
+        """Return the label itself: it stays right."""
+        return label
+
+    def trigger(self, image: Image.Image) -> Image.Image:
+        """Add the wave to a copy of the image (kept grey if it is grey, RGB otherwise)."""
+        original = pixels(image)
+        wave = self.wave(original.shape[1]).reshape(1, -1, *[1] * (original.ndim - 2))
+        return Image.fromarray(np.clip(original + wave, 0, 255).astype(np.uint8))
+
+    def wave(self, width: int) -> Int16[np.ndarray, "width"]:
+        """Return v for every column, in whole grey levels."""
+        phase = 2 * np.pi * np.arange(width) * self.frequency / width
+        # Cut before rounding: the last bit of a sine differs between machines.
+        level = np.round(255 * self.delta * np.sin(phase), 6)
+        return np.floor(level + 0.5).astype(np.int16)

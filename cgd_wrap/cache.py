@@ -1,0 +1,248 @@
+"""Results of a pass on disk: units, written atomically, hashed, under one fingerprint.
+
+A store is a folder: ``manifest.json`` says what it was made for, and each unit (a fixed range of
+rows) has ``NNNNN.safetensors`` and, once that is safely there, ``NNNNN.json`` with its hash. An
+entry per unit in place of one common list lets any number of processes write without locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from jaxtyping import Shaped
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+UNIT_SIZE = 1024  # rows; a unit is what an interrupted process loses at most
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Replace a file as a whole, durable before this returns; the umask decides its mode.
+
+    Raises:
+        OSError: with what is needed and what is free, if the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            message = f"no space for {path}: {len(payload)} bytes needed, {free} free"
+            raise OSError(error.errno, message) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, the same bytes for the same value."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A stored mapping; None where there is none, or it is torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def differing_fields(
+    found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, tuple[object, object]]:
+    """Fields of two fingerprints that differ: name -> (found, wanted)."""
+    names = sorted(set(found) | set(wanted))
+    return {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
+
+
+def check_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise for stored results that belong to something else.
+
+    Raises:
+        CacheMismatchError: naming each field that differs.
+    """
+    fields = differing_fields(found, wanted)
+    if fields:
+        lines = "\n".join(f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items())
+        raise CacheMismatchError(
+            f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
+            "Choose another folder, or pass overwrite=True to scan() to replace it.",
+            fields,
+        )
+
+
+@dataclass(frozen=True)
+class UnitStore:
+    """The results of one pass over ``rows`` rows, unit by unit.
+
+    Attributes:
+        folder: where they lie.
+        rows: number of rows in all.
+    """
+
+    folder: Path
+    rows: int
+
+    @classmethod
+    def open(
+        cls, folder: Path, rows: int, fingerprint: Mapping[str, Any], *, overwrite: bool = False
+    ) -> UnitStore:
+        """Open or create a store; one that is complete may be read-only.
+
+        Args:
+            folder: made where it is missing.
+            rows: length of the dataset.
+            fingerprint: JSON values by field name, of everything that the results depend on.
+            overwrite: start afresh where the stored fingerprint differs.
+
+        Raises:
+            CacheMismatchError: if the folder was made for something else, or by a newer version.
+        """
+        wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
+        path = folder / "manifest.json"
+        if path.exists():
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest.get("format", 0) > FORMAT:
+                raise CacheMismatchError(
+                    f"{folder} was written by a newer version of cgd-wrap (format "
+                    f"{manifest['format']}, this one reads {FORMAT}); it is left as it is. "
+                    "Update cgd-wrap, or choose another folder.",
+                    {"format": (manifest["format"], FORMAT)},
+                )
+            if not overwrite or not differing_fields(manifest["fingerprint"], wanted):
+                check_fingerprint(folder, manifest["fingerprint"], wanted)
+                return cls(folder, rows)
+            logger.warning("Replacing %s, which was made for something else.", folder)
+            path.unlink(missing_ok=True)
+            for old in [*folder.glob("[0-9]*.json"), *folder.glob("[0-9]*.safetensors")]:
+                old.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"format": FORMAT, "fingerprint": wanted})
+        return cls(folder, rows)
+
+    def __len__(self) -> int:
+        return -(-self.rows // UNIT_SIZE)
+
+    def rows_of(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit * UNIT_SIZE, min((unit + 1) * UNIT_SIZE, self.rows))
+
+    def owned_by(self, process_index: int, num_processes: int) -> list[int]:
+        """The units that a process does, whatever is there already."""
+        return list(range(process_index, len(self), num_processes))
+
+    def write(
+        self,
+        unit: int,
+        tensors: Mapping[str, Shaped[Tensor, "rows ..."]],
+        bad: Mapping[int, Sequence[str | None]],
+    ) -> None:
+        """Store a unit: first its payload, then the entry that makes it count."""
+        payload = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_atomically(self._payload(unit), payload)
+        entry = {"blake2b": _hash(payload), "bad": {str(i): list(bad[i]) for i in sorted(bad)}}
+        write_json(self._entry(unit), entry)
+
+    def read(self, unit: int) -> tuple[dict[str, Tensor], dict[int, list[str | None]]] | None:
+        """A unit's tensors and bad samples, or None if it is missing, torn or damaged."""
+        try:
+            entry = json.loads(self._entry(unit).read_text(encoding="utf-8"))
+            payload = self._payload(unit).read_bytes()
+            if _hash(payload) != entry["blake2b"]:
+                raise ValueError("its hash differs")
+            tensors = load_tensors(payload)
+            bad = {int(index): reason for index, reason in entry["bad"].items()}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            logger.warning("%s is damaged (%s); it is done again.", self._payload(unit), error)
+            return None
+        if any(len(tensor) != len(self.rows_of(unit)) for tensor in tensors.values()):
+            return None
+        return tensors, bad
+
+    def missing(self, units: Sequence[int]) -> list[int]:
+        """Those of the units that are not there, or not whole."""
+        return [unit for unit in units if self.read(unit) is None]
+
+    def is_entered(self) -> bool:
+        """Whether every unit has its entry (its payload may still turn out damaged)."""
+        return not self._not_entered()
+
+    def wait(self, timeout: float, *, poll: float = 0.05) -> None:
+        """Wait until other processes have delivered their units.
+
+        Raises:
+            ScanIncompleteError: if nothing new came for ``timeout`` seconds.
+        """
+        missing, deadline = self._not_entered(), time.monotonic() + timeout
+        while missing:
+            if time.monotonic() > deadline:
+                raise ScanIncompleteError(
+                    f"{self.folder}: no progress in {timeout:.0f} s, units {missing[:20]} of "
+                    f"{len(self)} are missing. The process that owned them has failed: see its "
+                    "log, then start again. What is done is kept.",
+                    missing,
+                )
+            time.sleep(poll)
+            now = self._not_entered()
+            if len(now) < len(missing):
+                deadline = time.monotonic() + timeout
+            missing = now
+
+    def units(self) -> Iterator[tuple[range, dict[str, Tensor], dict[int, list[str | None]]]]:
+        """All units in order: (rows, tensors, bad samples).
+
+        Raises:
+            ScanIncompleteError: if one is missing or damaged.
+        """
+        for unit in range(len(self)):
+            found = self.read(unit)
+            if found is None:
+                raise ScanIncompleteError(f"{self.folder}: unit {unit} is missing", [unit])
+            yield self.rows_of(unit), *found
+
+    def _not_entered(self) -> list[int]:
+        return [unit for unit in range(len(self)) if not self._entry(unit).exists()]
+
+    def _payload(self, unit: int) -> Path:
+        return self.folder / f"{unit:05d}.safetensors"
+
+    def _entry(self, unit: int) -> Path:
+        return self.folder / f"{unit:05d}.json"
+
+
+def _hash(payload: bytes) -> str:
+    return hashlib.blake2b(payload, digest_size=16).hexdigest()

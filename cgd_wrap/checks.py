@@ -1,0 +1,128 @@
+"""What a guard looks at before any long work starts: each fault gets one clear error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgd_wrap.errors import DatasetError
+from cgd_wrap.prediction import evaluating
+from cgd_wrap.randomness import kept_rng
+from cgd_wrap.suspicious import logits_of
+from cgd_wrap.views import RawImages
+from cgd_wrap.views.class_names import check_class_names, find_class_names
+from cgd_wrap.views.layout import SampleLayout
+from cgd_wrap.views.sources import spread
+
+logger = logging.getLogger(__name__)
+
+FALLBACK_SIZE = (224, 224)  # pixels, for raw images of varying size
+
+
+def resolve_class_names(
+    dataset: Any, layout: SampleLayout, given: Sequence[str] | None
+) -> list[str]:
+    """The given names, or the dataset's own.
+
+    Raises:
+        DatasetError: there are none, some are empty or alike, or the given ones are the
+            dataset's in another order than its labels'.
+    """
+    own = find_class_names(dataset, layout)
+    if given is None:
+        if own is None:
+            raise DatasetError(
+                f"no class names can be found in {type(dataset).__name__}: pass class_names=, one "
+                "name per class, in the order of the labels"
+            )
+        given = own
+    if isinstance(given, str):
+        raise DatasetError(f"class_names must be a list of names, got the one text {given!r}")
+    names = list(given)
+    check_class_names(names)
+    if own is not None and names != own and sorted(names) == sorted(own):
+        raise DatasetError(
+            "class_names are the dataset's names in another order than its labels: got "
+            f"{names[:10]}, the dataset has {own[:10]}. Leave class_names out, or put them in order"
+        )
+    return names
+
+
+def check_same_length(dataset: Any, other: Any, name: str) -> None:
+    """Refuse a second view of the dataset that can't have the same samples.
+
+    Raises:
+        DatasetError: the lengths differ.
+    """
+    if other is not None and len(other) != len(dataset):
+        raise DatasetError(
+            f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
+            "same samples in the same order"
+        )
+
+
+def check_outputs(
+    model: nn.Module, shape: tuple[int, int, int], class_names: Sequence[str]
+) -> None:
+    """Try the model on two black images; its modes and the random streams stay as they are.
+
+    Args:
+        model: image batch -> logits.
+        shape: of an image, [C, H, W].
+        class_names: one per expected output.
+
+    Raises:
+        ValueError: it has another number of outputs.
+        TypeError: it doesn't return logits.
+    """
+    first = next(model.parameters(), torch.zeros(()))
+    with torch.no_grad(), evaluating(model), kept_rng():
+        images = torch.zeros(2, *shape, device=first.device, dtype=first.dtype)
+        outputs = logits_of(model(images)).shape[1]
+    if outputs != len(class_names):
+        raise ValueError(
+            f"the model has {outputs} outputs, but there are {len(class_names)} classes: "
+            f"{list(class_names)[:10]}"
+        )
+
+
+def input_shape(dataset: Any, layout: SampleLayout, raw: RawImages) -> tuple[int, int, int]:
+    """Shape [C, H, W] of what the model is trained on.
+
+    That of the dataset's tensors; where it holds raw images, which a collate function turns into
+    tensors, theirs if they are all alike, and otherwise 224 x 224.
+
+    Args:
+        dataset: as the model sees it.
+        layout: where its images stand.
+        raw: the same samples, raw.
+    """
+    with kept_rng():
+        image = layout.image_of(dataset[0])
+    if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point():
+        channels, height, width = image.shape
+        return channels, height, width
+    sizes = {raw[index].size for index in spread(len(raw), 8)}
+    width, height = sizes.pop() if len(sizes) == 1 else FALLBACK_SIZE
+    return 3, height, width
+
+
+def warn_of_disagreement(agreement: float, num_classes: int) -> None:
+    """Warn when CLIP agrees with hardly more labels than chance would.
+
+    Args:
+        agreement: share of the samples whose label is CLIP's first choice, in [0, 1].
+        num_classes: C.
+    """
+    chance = 1 / num_classes
+    # A fifth of the way from chance to certainty: below it, the split can't tell wrong from right.
+    if agreement < chance + 0.2 * (1 - chance):
+        logger.warning(
+            "CLIP's first choice is the given label for only %.1f%% of the samples (chance: "
+            "%.1f%%). Are the class names in the labels' order, and does this CLIP know them? The "
+            "split is not to be trusted.", 100 * agreement, 100 * chance,
+        )  # fmt: skip

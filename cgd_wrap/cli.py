@@ -1,0 +1,160 @@
+"""The command line: ``cgd-wrap demo | scan | defend | report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cgd_wrap
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.errors import CGDError
+from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
+
+USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 1 after an error that the user can mend."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        args.command(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            raise
+        print(f"cgd-wrap: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cgd-wrap", description="Find and unlearn backdoors in image-classification data."
+    )
+    parser.add_argument("--version", action="version", version=cgd_wrap.__version__)
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="plant a backdoor in drawn images and remove it")
+    demo.add_argument("--attack", choices=("badnets", "blended", "sig", "flip"), default="badnets")
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("cgd-demo"))
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(command=_demo)
+
+    scan = commands.add_parser("scan", help="find the poison in a folder of images, by class")
+    _data_arguments(scan)
+    scan.set_defaults(command=_scan)
+
+    defend = commands.add_parser("defend", help="scan, then repair a backdoored model")
+    _data_arguments(defend)
+    defend.add_argument("--weights-out", type=Path, required=True, help="repaired, .safetensors")
+    defend.set_defaults(command=_defend)
+
+    report = commands.add_parser("report", help="write the report of a saved scan again")
+    _data_arguments(report)
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, help="folder with a subfolder of images per class")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", required=True, help="timm name of the classifier")
+    parser.add_argument("--checkpoint", type=Path, help="its weights; default: untrained")
+    parser.add_argument("--class-names", type=Path, help="text file, a name per line, in the "
+                        "subfolders' alphabetical order; default: their names")  # fmt: skip
+    parser.add_argument("--clip", default=DEFAULT_CLIP, help="open_clip model (%(default)s)")
+    parser.add_argument("--config", type=Path, help="YAML file of CGDConfig")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from cgd_wrap.demo.run import as_table, run_demo
+
+    result = run_demo(
+        args.attack, folder=args.out, seed=args.seed, progress=not args.quiet, say=print
+    )
+    print(as_table(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result.as_dict(), indent=1), encoding="utf-8")
+
+
+def _scan(args: argparse.Namespace) -> None:
+    guard = _guard(args).scan()
+    _finish(guard, args.out)
+
+
+def _defend(args: argparse.Namespace) -> None:
+    from safetensors.torch import save_model
+
+    guard = _guard(args).scan()
+    _finish(guard, args.out)
+    for record in guard.fit():
+        print(json.dumps(record.as_dict()))
+    args.weights_out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(guard.model, str(args.weights_out))
+    print(f"repaired weights: {args.weights_out}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    dataset, model = _dataset_and_model(args)
+    guard = CGDGuard.load(
+        args.out / "guard", model, dataset, class_names=_class_names(args, dataset), clip=args.clip
+    )
+    _print_files(guard.report(args.out / "report"))
+
+
+def _finish(guard: CGDGuard, folder: Path) -> None:
+    guard.save(folder / "guard")
+    _print_files(guard.report(folder / "report"))
+
+
+def _print_files(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        print(f"{name}: {path}")
+
+
+def _guard(args: argparse.Namespace) -> CGDGuard:
+    dataset, model = _dataset_and_model(args)
+    return CGDGuard(
+        model,
+        dataset,
+        class_names=_class_names(args, dataset),
+        clip=args.clip,
+        config=CGDConfig.from_yaml(args.config) if args.config else CGDConfig(),
+        cache_dir=args.out / "cache",
+        num_workers=args.workers,
+        progress=not args.quiet,
+    )
+
+
+def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The folder as a timm dataset under the model's own evaluation transform, and the model."""
+    import timm
+    from timm.data import create_dataset, create_transform, resolve_data_config
+
+    if not args.images.is_dir():
+        raise FileNotFoundError(f"no folder of images at {args.images}")
+    dataset = create_dataset("", root=str(args.images))
+    model = timm.create_model(
+        args.model,
+        num_classes=len(dataset.reader.class_to_idx),
+        checkpoint_path=str(args.checkpoint or ""),
+    )
+    dataset.transform = create_transform(**resolve_data_config({}, model=model))
+    return dataset, model
+
+
+def _class_names(args: argparse.Namespace, dataset: Any) -> list[str] | None:
+    if args.class_names is None:
+        return None
+    return str(args.class_names.read_text(encoding="utf-8")).splitlines()

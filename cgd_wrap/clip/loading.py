@@ -1,0 +1,109 @@
+"""Building a CLIP model from its trained weights, without a trace in the user's process."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights, brief
+from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.views.images import to_rgb
+
+
+@dataclass(frozen=True)
+class RGBFirst:
+    """A model's evaluation transform behind a conversion to RGB.
+
+    open_clip resizes before it converts, which blends palette numbers instead of colours.
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        """Turn one PIL image of any mode into what the model reads."""
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"CLIP's preprocessing reads PIL images, got {type(image).__name__}: pass "
+                "clip_dataset= with the raw images"
+            )
+        return self.transform(to_rgb(image))
+
+
+def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tuple[nn.Module, Any]:
+    """Build the model and its evaluation transform; frozen, in eval mode.
+
+    Raises:
+        ClipLoadError: the file doesn't hold this architecture's weights.
+    """
+    import open_clip
+
+    try:
+        with _undisturbed():
+            model, transform = open_clip.create_model_from_pretrained(
+                weights.name,
+                pretrained=weights.checkpoint,
+                precision=precision,
+                device=device,
+                force_quick_gelu=weights.quick_gelu,
+                weights_only=True,
+                **weights.image_options,
+            )
+    except Exception as error:
+        where = weights.checkpoint or weights.name
+        raise ClipLoadError(
+            f"CLIP weights from {where!r} cannot be loaded as {weights.name!r}: {brief(error)}. "
+            "Expected trained weights of exactly this architecture, as safetensors or as a state "
+            "dict that torch.load(weights_only=True) reads"
+        ) from error
+    return model.requires_grad_(False).eval(), transform
+
+
+def load_tokenizer(weights: ClipWeights) -> Any:
+    """The tokenizer that belongs to the text tower.
+
+    Raises:
+        ClipLoadError: its files are neither here nor reachable.
+    """
+    import open_clip
+
+    try:
+        with _undisturbed():
+            return open_clip.get_tokenizer(weights.tokenizer)
+    except Exception as error:
+        raise ClipLoadError(
+            f"the tokenizer of CLIP model {weights.tokenizer!r} cannot be loaded: "
+            f"{brief(error)}. Models with a Hugging Face tokenizer need its files: "
+            + OFFLINE.format(repo="<repository>", instead=f"'{DIR}clip'")
+        ) from error
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Hash of every tensor's name, type, shape and bytes, in the order of the names."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return f"blake2b:{digest.hexdigest()}"
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    # open_clip initialises the towers from the global RNG before it loads the weights, and its
+    # logging.info installs a root handler, which would turn the user's basicConfig into a no-op.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        root.removeHandler(silent)

@@ -1,0 +1,190 @@
+"""Where a CLIP model's trained weights come from. Never random ones: every doubt is an error."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgd_wrap.errors import ClipLoadError
+
+HUB, DIR = "hf-hub:", "local-dir:"
+_CHECKPOINT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy"}
+OFFLINE = (
+    "Without a network, download it beforehand where there is one "
+    "(`hf download {repo} --local-dir clip`), copy the folder here and pass {instead}"
+)
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """One trained CLIP model on this machine's disk, in open_clip's words.
+
+    Attributes:
+        name: open_clip model name: an architecture, or ``local-dir:`` with a folder.
+        checkpoint: file with the weights; None when the folder holds them.
+        tokenizer: open_clip model name that the tokenizer is looked up by.
+        quick_gelu: the weights were trained with QuickGELU though the architecture's config
+            doesn't say so.
+        image_options: mean, std, interpolation and resize mode that the weights were trained with.
+        commit: hub commit that the files belong to.
+    """
+
+    name: str
+    checkpoint: str | None
+    tokenizer: str
+    quick_gelu: bool = False
+    image_options: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
+
+
+def locate(source: str, revision: str | None = None) -> ClipWeights:
+    """Find the weights, downloading them where the source is a hub repository or a tag.
+
+    Args:
+        source: ``"architecture/pretrained-tag"``, ``"architecture/checkpoint-file"`` (split at
+            the first slash: ``"ViT-B-32//models/clip.pt"`` for an absolute path),
+            ``"hf-hub:org/repo"`` or ``"local-dir:folder"``.
+        revision: commit, branch or tag of the hub repository.
+
+    Raises:
+        ClipLoadError: unknown architecture or tag, missing file, hub not reachable.
+    """
+    if revision is not None and not source.startswith(HUB):
+        raise ClipLoadError(
+            f"revision={revision!r} was given for {source!r}, but only {HUB}org/repo sources "
+            "have revisions. Leave it out, or name the hub repository"
+        )
+    if source.startswith(HUB):
+        return _from_hub(source.removeprefix(HUB), revision)
+    if source.startswith(DIR):
+        return _from_folder(Path(source.removeprefix(DIR)).expanduser())
+    return _from_architecture(source)
+
+
+def brief(error: Exception) -> str:
+    """One line of an error, to quote inside another."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}".rstrip(".: ")
+
+
+def _from_architecture(source: str) -> ClipWeights:
+    import open_clip
+
+    name, _, rest = source.partition("/")
+    if name not in (known := open_clip.list_models()):
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+        raise ClipLoadError(
+            f"CLIP model {source!r}: {name!r} is no open_clip architecture"
+            + (f" (similar: {', '.join(close)})" if close else "")
+            + f". Expected 'architecture/pretrained-tag', 'architecture/checkpoint-file', "
+            f"'{HUB}org/repo' or '{DIR}folder'"
+        )
+    options = open_clip.get_pretrained_cfg(name, rest)
+    if options:
+        checkpoint = _download_tag(source, name, options)
+        return ClipWeights(
+            name,
+            str(checkpoint),
+            name,
+            quick_gelu=bool(options.get("quick_gelu", False)),
+            image_options={
+                f"image_{key}": options[key]
+                for key in ("mean", "std", "interpolation", "resize_mode")
+                if key in options
+            },
+        )
+    path = Path(rest).expanduser()
+    if rest and path.is_file():
+        return ClipWeights(name, str(path), name)
+    raise ClipLoadError(_no_such_weights(source, name, rest))
+
+
+def _no_such_weights(source: str, name: str, rest: str) -> str:
+    import open_clip
+
+    if "/" in rest or Path(rest).suffix in _CHECKPOINT_SUFFIXES:
+        return (
+            f"CLIP model {source!r}: no checkpoint file at {str(Path(rest).absolute())!r}. "
+            "Check the path; an absolute one is written after a second slash: "
+            f"'{name}//models/clip.safetensors'"
+        )
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    got = f"{rest!r} is neither a pretrained tag nor a file" if rest else "the weights are missing"
+    return (
+        f"CLIP model {source!r}: {got}. Tags of {name}: {tags}. "
+        f"Pass '{name}/<tag>' or '{name}/<checkpoint file>'"
+    )
+
+
+def _download_tag(source: str, name: str, options: dict[str, Any]) -> Path:
+    repo, _, file = options.get("hf_hub", "").rpartition("/")
+    if repo:
+        file = file or "open_clip_pytorch_model.bin"
+        safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
+        instead = f"'{DIR}clip' or '{name}/clip/<file>'"
+        for candidate in dict.fromkeys((f"{safe}.safetensors", file)):
+            path = _snapshot(repo, None, [candidate], instead) / candidate
+            if path.is_file():
+                return path
+        raise ClipLoadError(
+            f"CLIP model {source!r}: {file!r} is not in the local copy of {repo!r}. "
+            + OFFLINE.format(repo=repo, instead=instead)
+        )
+    from open_clip.pretrained import download_pretrained
+
+    try:
+        return Path(download_pretrained(options))
+    except Exception as error:
+        raise ClipLoadError(
+            f"CLIP model {source!r} cannot be downloaded from {options.get('url')!r}: "
+            f"{brief(error)}. Without a network, download that file beforehand and pass "
+            f"'{name}/<file>'"
+        ) from error
+
+
+def _from_hub(repo: str, revision: str | None) -> ClipWeights:
+    instead = f"'{DIR}clip'"
+    small = ["*.json", "*.txt", "*.model"]
+    folder = _snapshot(repo, revision, [*small, "open_clip_*.safetensors"], instead)
+    if not list(folder.glob("open_clip_*.safetensors")):
+        folder = _snapshot(repo, revision, ["open_clip_pytorch_model.bin"], instead)
+    found = _from_folder(folder)
+    tokenizer = found.tokenizer
+    if _wants_hub_tokenizer(found.name) and not (folder / "tokenizer_config.json").is_file():
+        tokenizer = f"{HUB}{repo}"
+    return ClipWeights(found.name, None, tokenizer, commit=folder.name)
+
+
+def _from_folder(folder: Path) -> ClipWeights:
+    weights = [p for p in folder.glob("*") if p.suffix in {".safetensors", ".bin", ".pth"}]
+    missing = [] if weights else ["open_clip_model.safetensors"]
+    if not (folder / "open_clip_config.json").is_file():
+        missing.append("open_clip_config.json")
+    if missing:
+        raise ClipLoadError(
+            f"no CLIP model in folder {str(folder.absolute())!r}: {' and '.join(missing)} not "
+            "found. Expected the layout that open_clip's push_to_hf_hub writes"
+        )
+    return ClipWeights(f"{DIR}{folder}", None, f"{DIR}{folder}")
+
+
+def _wants_hub_tokenizer(name: str) -> bool:
+    import open_clip
+
+    return bool(open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name"))
+
+
+def _snapshot(repo: str, revision: str | None, files: list[str], instead: str) -> Path:
+    # One listing request: open_clip's own download retries for 46 s when there is no network.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+    except Exception as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ClipLoadError(
+            f"CLIP weights {repo!r}{at} are not on this machine and cannot be downloaded: "
+            f"{brief(error)}. " + OFFLINE.format(repo=repo, instead=instead)
+        ) from error

@@ -1,0 +1,465 @@
+"""CGDGuard: the user's dataset and model on one side, the stages of the defence on the other."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from cgd_wrap import checks
+from cgd_wrap.clip_pass import clip_pass
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.dataset import BalancedView, GuardedDataset, SampleTable
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.errors import CGDError, DatasetError
+from cgd_wrap.functional import balanced_indices, corner_weight
+from cgd_wrap.loaders import guarded_loader
+from cgd_wrap.loss import CGDLoss, Composition, Criterion
+from cgd_wrap.passes import PassOptions, StoredLogits
+from cgd_wrap.runtime import Runtime
+from cgd_wrap.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.scan_result import ScanResult
+from cgd_wrap.split import Split
+from cgd_wrap.stopping import CleanAccuracyStopping
+from cgd_wrap.suspicious import load_checkpoint, unwrapped
+from cgd_wrap.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
+from cgd_wrap.views import EvaluatedImages, LabelledImages, ModelInputs, RawImages
+from cgd_wrap.views.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.views.labels import read_labels
+from cgd_wrap.views.layout import find_layout
+from cgd_wrap.views.paths import image_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from cgd_wrap.clip import ZeroShot
+    from cgd_wrap.training import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CLIP = "ViT-B-32/laion2b_s34b_b79k"  # the paper's
+
+
+class CGDGuard:
+    """Guards the training of an image classifier on data that may be poisoned.
+
+    ::
+
+        guard = CGDGuard(model, train_set, class_names=names, cache_dir="runs/cgd").scan()
+        train_loader, criterion = guard.protect(train_loader, criterion)
+
+    Args:
+        model: the classifier to be trained: image batch -> logits [B, C], or an output with
+            ``.logits``.
+        dataset: map-style dataset of ``(image, label, ...)`` tuples or of dicts; not changed.
+        class_names: what CLIP reads, in the order of the labels. Default: found from the dataset.
+        clip: ``"architecture/pretrained-tag"`` or ``"architecture/checkpoint"`` of open_clip,
+            ``"hf-hub:org/repo"``, ``"local-dir:folder"``, or any object with
+            ``logits(images) -> [B, C]``. Such an object gets floats [B, 3, H, W] in [0, 1], or
+            what its ``preprocess`` (PIL image -> tensor), if it has one, makes of the images.
+        config: every number of the defence. Default: the best that we measured.
+        accelerator: gives device, precision and processes. Default: torch.distributed's process
+            group if there is one, otherwise a single process on a GPU if there is one.
+        cache_dir: where the scan is kept; a scan that was interrupted goes on from there.
+            Default: nowhere.
+        clip_dataset: the same samples in the same order, as raw images, where the dataset only
+            gives normalised tensors.
+        eval_dataset_view: the same samples in the same order, as the model is evaluated on them:
+            for a given suspicious model, and for the stopping rule. Default: the dataset.
+        suspicious: None trains fresh copies of the model briefly; a model is used as it is; a
+            path is a checkpoint of the model.
+        image_key: position or key of the image in a sample. Default: found.
+        label_key: position or key of the label in a sample. Default: found.
+        num_workers: of the scan's data loaders.
+        progress: draw progress bars.
+
+    Raises:
+        TypeError: the dataset is no map-style dataset of images and labels.
+        DatasetError: labels or class names are unusable, or don't fit each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        clip: str | ZeroShot = DEFAULT_CLIP,
+        config: CGDConfig | None = None,
+        accelerator: Accelerator | None = None,
+        cache_dir: str | Path | None = None,
+        clip_dataset: Any = None,
+        eval_dataset_view: Any = None,
+        suspicious: nn.Module | str | Path | None = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        num_workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.clip, self.suspicious = model, clip, suspicious
+        self.config = config or CGDConfig()
+        self.accelerator = accelerator
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.num_workers, self.progress = num_workers, progress
+        self.base = dataset
+        self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
+        self.class_names = checks.resolve_class_names(dataset, self.layout, class_names)
+        self.targets: Int[Tensor, "n"] = read_labels(dataset, self.layout, len(self.class_names))
+        checks.check_same_length(dataset, clip_dataset, "clip_dataset")
+        checks.check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
+        self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
+        self._result: ScanResult | None = None
+        self._table: SampleTable | None = None
+        self._logits: tuple[StoredLogits, StoredLogits] | None = None
+        self._lifetime = ExitStack()  # of the temporary cache, if there is one
+
+    # --- scan -----------------------------------------------------------------------------------
+
+    def scan(self, *, overwrite: bool = False) -> CGDGuard:
+        """Score every sample and split the dataset; the guard itself comes back.
+
+        Results in ``cache_dir`` are reused if they were made for the same thing. With several
+        processes, each scores its share; all must call this.
+
+        Args:
+            overwrite: replace what is in ``cache_dir`` if it was made for something else, in
+                place of refusing.
+
+        Raises:
+            CacheMismatchError: ``cache_dir`` was made for something else; the fields are named.
+            ClipLoadError: CLIP's trained weights can't be had.
+            BadSampleError: a sample can't be read (see ``config.on_bad_sample``).
+            DatasetError: too many samples can't be read, the views are random, or a class has no
+                clean sample.
+            ScanIncompleteError: another process failed.
+            ValueError: the model's outputs don't fit the classes.
+        """
+        runtime = Runtime.of(self.accelerator)
+        raw = self._raw()
+        suspicious = self._given_suspicious()
+        shape = checks.input_shape(*self._evaluated(), raw)
+        for model in (self.model, suspicious):
+            if model is not None:
+                checks.check_outputs(unwrapped(model), shape, self.class_names)
+        options = PassOptions(
+            folder=self._cache_folder(runtime), dataset=self._identity(raw), config=self.config,
+            runtime=runtime, num_workers=self.num_workers, progress=self.progress,
+            overwrite=overwrite,
+        )  # fmt: skip
+        clip = clip_pass(self.clip, self.class_names, raw, options)
+        if suspicious is None:
+            bad = [index for *_, bad_here in clip.store.units() for index in bad_here]
+            readable = torch.ones(len(raw), dtype=torch.bool)
+            readable[bad] = False
+            inputs = ModelInputs(raw, shape[1:], shape[0])
+            suspect = trained_suspicious_pass(
+                unwrapped(self.model), inputs, {"input": list(shape)},
+                self.targets, readable.nonzero().squeeze(1), options,
+            )  # fmt: skip
+        else:
+            view = EvaluatedImages(*self._evaluated())
+            suspect = given_suspicious_pass(suspicious, view, len(raw), options)
+        runtime.barrier()
+        self._logits = clip, suspect
+        self._adopt(ScanResult.of(clip, suspect, self.targets, self.config))
+        return self
+
+    def _adopt(self, result: ScanResult) -> None:
+        checks.warn_of_disagreement(result.agreement, len(self.class_names))
+        self._check_missing_classes(result.split)
+        self._result = result
+        ranks = result.entropy_map
+        weight = corner_weight(
+            ranks.clip_rank, ranks.suspicious_rank, power=self.config.corner_power
+        )
+        self._table = SampleTable(
+            labels=self.targets,
+            clean=result.split.clean,
+            triggered=result.split.triggered,
+            triggered_weight=weight,
+            teacher=result.teacher,
+        )
+        counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
+        logger.info("Split of %d samples: %s.", len(self.targets), counts)
+
+    def _given_suspicious(self) -> nn.Module | None:
+        if isinstance(self.suspicious, (str, Path)):
+            return load_checkpoint(self.model, self.suspicious)
+        return None if self.suspicious is None else unwrapped(self.suspicious)
+
+    def _raw(self) -> RawImages:
+        if self.clip_dataset is None:
+            return RawImages(self.base, self.layout)
+        return RawImages(self.clip_dataset, find_layout(self.clip_dataset))
+
+    def _evaluated(self) -> tuple[Any, Any]:
+        view = self.eval_dataset_view
+        return (self.base, self.layout) if view is None else (view, find_layout(view))
+
+    def _identity(self, raw: RawImages) -> dict[str, Any]:
+        return {
+            "dataset": dataset_fingerprint(self.base),
+            "samples": sample_fingerprint(raw),
+            "labels": dataset_fingerprint(self.targets),
+        }
+
+    def _cache_folder(self, runtime: Runtime) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir
+        self._lifetime = ExitStack()
+        if not runtime.is_main:
+            return Path(runtime.share(""))
+        folder = self._lifetime.enter_context(tempfile.TemporaryDirectory(prefix="cgd-wrap-"))
+        return Path(runtime.share(folder))
+
+    def _check_missing_classes(self, split: Split) -> None:
+        present = torch.bincount(self.targets, minlength=len(self.class_names)) > 0
+        clean = torch.bincount(self.targets[split.clean], minlength=len(self.class_names)) > 0
+        missing = [self.class_names[i] for i in (present & ~clean).nonzero().squeeze(1).tolist()]
+        if not missing:
+            return
+        message = (
+            f"no sample of {missing[:10]} is in the clean split: the model would unlearn these "
+            "classes. Does CLIP know them by these names? Try other class_names or prompts"
+        )
+        if not self.config.allow_missing_classes:
+            raise DatasetError(f"{message}; allow_missing_classes=True goes on regardless.")
+        logger.warning("%s.", message[0].upper() + message[1:])
+
+    # --- what the scan found --------------------------------------------------------------------
+
+    @property
+    def result(self) -> ScanResult:
+        """Everything that the scan found.
+
+        Raises:
+            CGDError: before :meth:`scan`.
+        """
+        if self._result is None:
+            raise CGDError("nothing is known yet: call scan() first")
+        return self._result
+
+    @property
+    def entropy_map(self) -> EntropyMap:
+        """Scores and ranks of each sample."""
+        return self.result.entropy_map
+
+    @property
+    def split(self) -> Split:
+        """Clean, triggered and mixed samples."""
+        return self.result.split
+
+    @property
+    def logits(self) -> tuple[StoredLogits, StoredLogits]:
+        """CLIP's and the suspicious model's logits of all samples, as the scan stored them.
+
+        Raises:
+            CGDError: unless this guard made the scan itself.
+        """
+        if self._logits is None:
+            raise CGDError("the logits are kept with the scan: call scan(), with its cache_dir")
+        return self._logits
+
+    # --- what training needs --------------------------------------------------------------------
+
+    @property
+    def dataset(self) -> GuardedDataset:
+        """The user's dataset, same order and length, with tagged labels."""
+        return GuardedDataset(self.base, self.layout)
+
+    @property
+    def balanced_view(self) -> BalancedView:
+        """An epoch's samples as an ordinary dataset, for hosts that own their sampler."""
+        return BalancedView(self.dataset, self.epoch_indices())
+
+    def epoch_indices(self, seed: int | None = None) -> EpochIndices:
+        """Which samples an epoch holds."""
+        split, config = self.split, self.config
+        once = split.triggered | split.mixed if config.keep_mixed else split.triggered
+        return EpochIndices(
+            labels=self.targets,
+            clean=split.clean & ~self.result.held_out,
+            once=once,
+            seed=config.seed if seed is None else seed,
+        )
+
+    def sampler(self, seed: int = 0) -> BalancedSampler:
+        """Yields balanced clean samples and every triggered one, as indices into the dataset."""
+        return BalancedSampler(self.epoch_indices(seed))
+
+    def loss(self, criterion: Criterion | None = None) -> CGDLoss:
+        """Wrap a criterion: see :class:`CGDLoss`. Default: cross entropy."""
+        _ = self.result
+        assert self._table is not None
+        composition = Composition.of(self._table, self.epoch_indices().of(0))
+        return CGDLoss(self._table, composition, self.config, criterion)
+
+    def protect(
+        self, loader: DataLoader[Any], criterion: Criterion | None = None
+    ) -> tuple[DataLoader[Any], CGDLoss]:
+        """The loader over the guarded dataset and its sampler, and the criterion wrapped.
+
+        Every option of the loader is kept, except its order: that is the sampler's.
+
+        Args:
+            loader: of the dataset that this guard was made for, not yet prepared by Accelerate.
+            criterion: of the user's loop. Default: cross entropy.
+
+        Raises:
+            TypeError: for a loader that can't be rebuilt.
+            ValueError: for a loader of another dataset, or one that Accelerate has prepared.
+        """
+        guarded = guarded_loader(loader, self.base, self.dataset, self.epoch_indices())
+        return guarded, self.loss(criterion)
+
+    def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Ordinary labels of tagged targets, for a loop's own training accuracy."""
+        _ = self.result
+        assert self._table is not None
+        return self._table.decode(targets)
+
+    def stopping(
+        self, tolerance: float | None = None, *, loader: DataLoader[Any] | None = None
+    ) -> CleanAccuracyStopping | None:
+        """The tolerance rule on clean data that isn't trained on.
+
+        Args:
+            tolerance: percentage points; default: the configuration's.
+            loader: the user's validation data. Default: the part of the clean split that is held
+                out, as ``eval_dataset_view`` (or else the dataset) shows it.
+
+        Returns:
+            None if there is no loader and nothing is held out.
+        """
+        if loader is None:
+            indices = self.result.held_out.nonzero().squeeze(1).tolist()
+            if not indices:
+                return None
+            view, layout = self._evaluated()
+            pairs = LabelledImages(EvaluatedImages(view, layout), self.targets)
+            loader = DataLoader(
+                Subset(pairs, indices), batch_size=self.config.batch_size,
+                num_workers=self.num_workers, generator=torch.Generator(),
+            )  # fmt: skip
+        return CleanAccuracyStopping(loader, tolerance or self.config.tolerance)
+
+    def fit(
+        self, *, validation_loader: DataLoader[Any] | None = None, **changes: Any
+    ) -> list[EpochRecord]:
+        """Train the model in place with the guarded loss; see :func:`training.fit`.
+
+        Args:
+            validation_loader: for the stopping rule; default: the held-out part.
+            changes: of configuration fields that concern the training, such as ``epochs=4``.
+
+        Returns:
+            A record per epoch.
+        """
+        from accelerate import Accelerator
+
+        from cgd_wrap.training import fit
+
+        config = self.config.replace(**changes)
+        accelerator = self.accelerator or Accelerator(mixed_precision=config.mixed_precision)
+        batch_size = max(1, config.batch_size // accelerator.num_processes)
+        plain = DataLoader(self.base, batch_size=batch_size, num_workers=self.num_workers)
+        loader, criterion = self.protect(plain)
+        criterion.config = config
+        return fit(
+            self.model, loader, criterion, config, accelerator,
+            stopping=self.stopping(config.tolerance, loader=validation_loader),
+            image_key=self.layout.image, label_key=self.layout.label, progress=self.progress,
+        )  # fmt: skip
+
+    # --- what stays -----------------------------------------------------------------------------
+
+    def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
+        """Write figure, HTML page, CSV and JSON; see :func:`report.write_report`.
+
+        Args:
+            folder: made where it is missing.
+            details: further arguments of ``write_report``, such as ``poisoned`` and ``figures``.
+
+        Raises:
+            MissingExtraError: without the extra ``report``.
+        """
+        from cgd_wrap.report import write_report
+
+        paths = [image_path(self.base, index) for index in range(len(self.targets))]
+        return write_report(
+            folder,
+            entropy_map=self.entropy_map, split=self.split, class_names=self.class_names,
+            labels=self.targets, paths=paths if any(paths) else None, images=self._raw(),
+            sigma_clean=self.config.sigma_clean, sigma_triggered=self.config.sigma_triggered,
+            **details,
+        )  # fmt: skip
+
+    def export(self, folder: str | Path) -> dict[str, Path]:
+        """Write what other tools of CGD read: the reference's files, and the logits.
+
+        ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json``, and
+        ``logits.safetensors`` in place of the reference's pickle.
+
+        Raises:
+            CGDError: unless this guard made the scan itself, as for :attr:`logits`.
+        """
+        from cgd_wrap.report import write_clean_indices, write_entropy_score, write_logits
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        clip, suspicious = (
+            torch.cat([values for _, values, _ in stored.units()]) for stored in self.logits
+        )
+        epochs = self.epoch_indices()
+        clean = balanced_indices(
+            self.targets, self.split.clean, generator=torch.Generator().manual_seed(epochs.seed)
+        )
+        return {
+            "clean_indices": write_clean_indices(folder / "clean_indices.json", clean.tolist()),
+            "entropy_score": write_entropy_score(
+                folder / "entropy_score.json", self.entropy_map, None
+            ),
+            "logits": write_logits(folder / "logits.safetensors", clip, suspicious, self.targets),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Keep the scan's outcome, for :meth:`load`; the models and images are not in it."""
+        folder = Path(folder)
+        self.result.save(folder, self._saved_identity())
+        self.config.to_yaml(folder / "config.yaml")
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
+        """A guard that goes on from a saved scan.
+
+        Args:
+            folder: written by :meth:`save`.
+            model: as for :class:`CGDGuard`.
+            dataset: the same data.
+            options: further arguments of :class:`CGDGuard`; ``config`` defaults to the saved one.
+
+        Raises:
+            CacheMismatchError: the folder belongs to other data or class names; they are named.
+        """
+        folder = Path(folder)
+        options.setdefault("config", CGDConfig.from_yaml(folder / "config.yaml"))
+        guard = cls(model, dataset, **options)
+        guard._adopt(ScanResult.load(folder, guard._saved_identity()))
+        return guard
+
+    def _saved_identity(self) -> dict[str, Any]:
+        thresholds = ("sigma_clean", "sigma_triggered", "holdout_fraction", "scaled_clip_logits")
+        return {
+            "dataset": dataset_fingerprint(self.base),
+            "labels": dataset_fingerprint(self.targets),
+            "class_names": list(self.class_names),
+            **{name: getattr(self.config, name) for name in thresholds},
+        }

@@ -1,0 +1,249 @@
+"""The guarded loss: the user's criterion on clean samples, guidance and unlearning on triggered."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.dataset import SampleTable, is_tagged, tagged_index
+from cgd_wrap.functional import LossTerms, Normalisers, cgd_loss_terms
+from cgd_wrap.runtime import is_distributed
+
+logger = logging.getLogger(__name__)
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+CHECK_EVERY = 100  # steps on a GPU between looks for untagged batches, each of which waits for it
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """What an average sample of the training stream is.
+
+    Attributes:
+        clean: probability that it is a clean sample of each class, float32 [C].
+        triggered: probability that it is triggered.
+        unlearning: mean weight of the unlearning, 0 for samples that aren't triggered.
+    """
+
+    clean: Float[Tensor, "classes"]
+    triggered: float
+    unlearning: float
+
+    @classmethod
+    def of(cls, table: SampleTable, indices: Int[Tensor, "m"]) -> Composition:
+        """The composition of an index map."""
+        t = {name: table.tensors[name] for name in ("labels", "clean", "triggered")}
+        labels, clean, triggered = (t[name][indices] for name in ("labels", "clean", "triggered"))
+        counts = torch.bincount(labels[clean], minlength=table.num_classes)
+        size = max(len(indices), 1)
+        weight = table.tensors["triggered_weight"][indices] * triggered
+        return cls(counts / size, float(triggered.sum()) / size, float(weight.sum()) / size)
+
+
+class CGDLoss(nn.Module):
+    """CGD's loss for tagged targets; the wrapped criterion for ordinary ones.
+
+    Tagged samples get :func:`functional.cgd_loss`, with the criterion's own options (label
+    smoothing, class weights) in its clean part. Ordinary targets, as in evaluation loops, get the
+    criterion itself. Computed in fp32 whatever the outputs are.
+
+    Args:
+        table: what is known of each sample.
+        composition: of the stream that is trained on; what ``normalise_by="expectation"`` divides
+            by.
+        config: weights and temperature of the loss.
+        criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
+            ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
+            Default: cross entropy.
+
+    Attributes:
+        last_terms: the parts of the last guarded loss, detached, on the device.
+        untagged_batches: batches without any tag seen in training, as far as was looked.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        composition: Composition,
+        config: CGDConfig,
+        criterion: Criterion | None = None,
+    ) -> None:
+        super().__init__()
+        self.table, self.composition, self.config = table, composition, config
+        self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
+        self._per_sample = per_sample(self.criterion)
+        self.last_terms: LossTerms | None = None
+        self.untagged_batches = 0
+        self._steps = 0
+
+    def forward(
+        self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch, a scalar in nats.
+
+        Raises:
+            ValueError: for outputs with another number of classes; for float targets in training,
+                which have lost the index; for an untagged training batch with ``strict``.
+        """
+        training = self.training and outputs.requires_grad
+        if targets.ndim != 1 or targets.is_floating_point():
+            if training:
+                raise ValueError(
+                    f"the guarded loss got targets of shape {list(targets.shape)} and type "
+                    f"{targets.dtype}, which no longer say which samples they belong to. Turn off "
+                    "mixup and CutMix (timm: --mixup 0 --cutmix 0) and soft or one-hot labels."
+                )
+            return self._plain(outputs, targets)
+        if not training:
+            tagged = is_tagged(targets)
+            if not bool(tagged.any()):
+                return self._plain(outputs, targets)
+        elif self._is_untagged(targets):
+            return self._plain(outputs, targets)
+        return self.terms(outputs, targets).total + self._untagged_part(outputs, targets)
+
+    def terms(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, "b"]) -> LossTerms:
+        """The parts of the loss over the tagged samples; others count for nothing here."""
+        if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
+            raise ValueError(
+                f"the model's outputs have shape {list(outputs.shape)}, but the guard knows "
+                f"{self.table.num_classes} classes: expected [B, {self.table.num_classes}]"
+            )
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.float()
+            tagged, index = is_tagged(targets), tagged_index(targets)
+            table = self.table.on(outputs.device)
+            labels = table["labels"][index]
+            clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
+            weight = table["triggered_weight"][index]
+            class_weight = self._class_weight(outputs)
+            terms = cgd_loss_terms(
+                outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
+                alpha=self.config.guidance_weight, beta=self.config.unlearning_weight,
+                temperature=self.config.temperature, epsilon=self.config.epsilon,
+                triggered_weight=weight, clean_nll=self._per_sample(outputs, labels),
+                normalisers=self._normalisers(
+                    tagged, clean * class_weight[labels], triggered, weight, class_weight
+                ),
+            )  # fmt: skip
+        self.last_terms = LossTerms(*(term.detach() for term in terms))
+        return terms
+
+    def _normalisers(
+        self, tagged: Tensor, clean: Tensor, triggered: Tensor, weight: Tensor, class_weight: Tensor
+    ) -> Normalisers:
+        if self.config.normalise_by == "expectation":
+            size, mean = tagged.sum().float(), self.composition
+            return Normalisers(
+                size * (mean.clean.to(clean.device) * class_weight).sum(),
+                size * mean.triggered,
+                size * mean.unlearning,
+            )
+        counts = Normalisers.of_batch(clean, triggered, weight * triggered)
+        if not is_distributed():
+            return counts
+        # DDP averages the gradients: with the group's counts and this factor, the average is the
+        # whole batch's gradient, however its samples fell to the processes.
+        total = torch.stack(list(counts))
+        dist.all_reduce(total)
+        return Normalisers(*(total / dist.get_world_size()).unbind())
+
+    def _class_weight(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "classes"]:
+        weight = getattr(self.criterion, "weight", None)
+        if isinstance(weight, Tensor) and weight.shape == (self.table.num_classes,):
+            return weight.to(outputs)
+        return outputs.new_ones(self.table.num_classes)
+
+    def _is_untagged(self, targets: Tensor) -> bool:
+        """Whether a training batch has no tag; on a GPU only now and then, as the answer waits."""
+        self._steps += 1
+        look = targets.device.type == "cpu" or self.config.strict
+        if not (look or self._steps % CHECK_EVERY == 1) or bool(is_tagged(targets).any()):
+            return False
+        message = (
+            "a training batch without tags reached the guarded loss: it is trained on unguarded. "
+            "Load guard.dataset or guard.balanced_view, or use guard.protect."
+        )
+        if self.config.strict:
+            raise ValueError(message)
+        if not self.untagged_batches:
+            logger.warning("%s%s", message[0].upper(), message[1:])
+        self.untagged_batches += 1
+        return True
+
+    def _untagged_part(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The criterion's mean over untagged samples in a mixed batch; 0 if there are none."""
+        untagged = ~is_tagged(targets)
+        labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
+        weight = self._class_weight(outputs.float())[labels] * untagged
+        losses = torch.where(untagged, self._per_sample(outputs.float(), labels), 0.0)
+        total = weight.sum()
+        return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+    def _plain(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(outputs, targets)
+        return loss
+
+
+def per_sample(criterion: Any) -> Criterion:
+    """A criterion that returns one loss per sample, [B], in place of their mean.
+
+    Raises:
+        TypeError: when called, if the criterion can't be taken apart.
+    """
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        return lambda outputs, labels: F.cross_entropy(
+            outputs,
+            labels,
+            weight=None if criterion.weight is None else criterion.weight.to(outputs),
+            ignore_index=criterion.ignore_index,
+            label_smoothing=criterion.label_smoothing,
+            reduction="none",
+        )
+    if isinstance(criterion, nn.Module) and hasattr(criterion, "reduction"):
+        unreduced: Any = copy.deepcopy(criterion)
+        unreduced.reduction = "none"
+        return _checked(unreduced, criterion)
+    if not isinstance(criterion, nn.Module) and "reduction" in _parameters(criterion):
+        return _checked(lambda o, y: criterion(o, y, reduction="none"), criterion)
+    alone = torch.func.vmap(lambda o, y: criterion(o[None], y[None]))
+    return _checked(alone, criterion)
+
+
+def _parameters(criterion: Any) -> set[str]:
+    try:
+        return set(inspect.signature(criterion).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _checked(unreduced: Criterion, criterion: Any) -> Criterion:
+    def losses(outputs: Tensor, labels: Tensor) -> Tensor:
+        try:
+            values = unreduced(outputs, labels)
+        except Exception as error:
+            raise _not_separable(criterion) from error
+        if values.shape != labels.shape:
+            raise _not_separable(criterion)
+        return values
+
+    return losses
+
+
+def _not_separable(criterion: Any) -> TypeError:
+    return TypeError(
+        f"{type(criterion).__name__} can't be computed sample by sample, which the guard "
+        "needs. Use nn.CrossEntropyLoss (label_smoothing and weight are kept), or give your "
+        "criterion a reduction attribute that knows 'none'."
+    )

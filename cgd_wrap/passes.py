@@ -1,0 +1,100 @@
+"""What the two passes of a scan share: options in, logits on disk out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cgd_wrap.cache import UnitStore
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.runtime import Runtime
+from cgd_wrap.scanning import Scan
+from cgd_wrap.views import check_deterministic
+
+logger = logging.getLogger(__name__)
+
+BadRows = dict[int, list[str | None]]
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """The logits of a finished pass, read unit by unit: all of them may not fit in memory.
+
+    Attributes:
+        store: the pass' results.
+        to_logits: a unit's tensors -> logits [rows, C].
+    """
+
+    store: UnitStore
+    to_logits: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
+        """(rows, logits, bad samples) of each unit, in order."""
+        for rows, tensors, bad in self.store.units():
+            yield rows, self.to_logits(tensors), bad
+
+    def rows(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k classes"]:
+        """The logits of some samples, given in ascending order."""
+        parts = []
+        for rows, logits, _ in self.units():
+            inside = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
+            parts.append(logits[inside - rows.start])
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What both passes share.
+
+    Attributes:
+        folder: of the cache.
+        dataset: fingerprint of the user's dataset, JSON values by field.
+        config: of the guard.
+        runtime: device and processes.
+        num_workers: of the loaders.
+        progress: draw bars.
+        overwrite: replace stored results of something else, in place of refusing.
+    """
+
+    folder: Path
+    dataset: Mapping[str, Any]
+    config: CGDConfig
+    runtime: Runtime
+    num_workers: int = 0
+    progress: bool = True
+    overwrite: bool = False
+
+    def open_store(self, name: str, rows: int, fingerprint: Mapping[str, Any]) -> UnitStore:
+        """The store of a pass, under the dataset's and its own fingerprint."""
+        whole = {**self.dataset, **fingerprint}
+        return UnitStore.open(self.folder / name, rows, whole, overwrite=self.overwrite)
+
+    def scan(self, view: Any, score: Any, store: UnitStore, *, name: str, title: str) -> None:
+        """Run the pass over what is missing, and wait for the other processes."""
+        if store.is_entered():
+            units = store.owned_by(self.runtime.process_index, self.runtime.num_processes)
+            if not store.missing(units):
+                return
+        check_deterministic(view)
+        Scan(
+            view, score, store, name=name,
+            dtype=torch.float16 if name == "features" else torch.float32,
+            runtime=self.runtime,
+            record_bad=self.config.on_bad_sample == "record",
+            max_bad_fraction=self.config.max_bad_fraction,
+            batch_size=self.config.scan_batch_size,
+            num_workers=self.num_workers, progress=self.progress,
+        ).run(title)  # fmt: skip
+        store.wait(self.config.scan_timeout)
+
+
+def stored_logits(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a unit that stores them as they are."""
+    return tensors["logits"]

@@ -1,0 +1,17 @@
+"""Numbers -> figure, HTML, CSV and JSON. Needs the extra ``report`` when it is called."""
+
+from __future__ import annotations
+
+from cgd_wrap.report.exports import write_clean_indices, write_entropy_score, write_logits
+from cgd_wrap.report.figure import plot_entropy_map
+from cgd_wrap.report.folder import write_report
+from cgd_wrap.report.table import write_table
+
+__all__ = [
+    "plot_entropy_map",
+    "write_clean_indices",
+    "write_entropy_score",
+    "write_logits",
+    "write_report",
+    "write_table",
+]

@@ -1,0 +1,134 @@
+"""What a split says about the classes, and which samples to look at first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.split import Split
+
+# A class is named as a suspected target from here on: half as many samples again as its share
+# explains, and not by chance.
+SUSPECTED_LIFT = 1.5
+SUSPECTED_DEVIATIONS = 3.0
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class in the split.
+
+    Attributes:
+        label: its number.
+        name: its name.
+        total: samples with this label, unreadable ones included.
+        clean: of these in the clean split.
+        triggered: in the triggered split.
+        mixed: in the mixed one.
+        share_overall: of all readable samples, in [0, 1].
+        share_triggered: of the triggered split, in [0, 1].
+        lift: ``share_triggered / share_overall``; 1 where the split has no favourite.
+        suspected: the class is a likely target: its lift is high, and not by chance.
+    """
+
+    label: int
+    name: str
+    total: int
+    clean: int
+    triggered: int
+    mixed: int
+    share_overall: float
+    share_triggered: float
+    lift: float
+    suspected: bool
+
+
+def class_rows(
+    split: Split, labels: Int[Tensor, "n"], class_names: Sequence[str]
+) -> list[ClassRow]:
+    """Count the split class by class.
+
+    ``suspected`` needs a lift of at least 1.5 and 3 standard deviations of the binomial
+    distribution B(triggered samples, share_overall) above its mean.
+
+    Args:
+        split: of the training set.
+        labels: the given labels, in [0, C).
+        class_names: C names.
+    """
+    number = len(class_names)
+    counts = {
+        name: torch.bincount(labels[getattr(split, name)], minlength=number).tolist()
+        for name in ("clean", "triggered", "mixed")
+    }
+    total = torch.bincount(labels, minlength=number).tolist()
+    readable = sum(sum(column) for column in counts.values())
+    triggered = sum(counts["triggered"])
+    rows = []
+    for label, name in enumerate(class_names):
+        clean, hits, mixed = (counts[key][label] for key in ("clean", "triggered", "mixed"))
+        overall = (clean + hits + mixed) / max(readable, 1)
+        share = hits / max(triggered, 1)
+        lift = share / overall if overall else 0.0
+        spread = math.sqrt(triggered * overall * (1 - overall))
+        excess = (hits - triggered * overall) / spread if spread else 0.0
+        suspected = lift >= SUSPECTED_LIFT and excess > SUSPECTED_DEVIATIONS
+        row = ClassRow(
+            label, name, total[label], clean, hits, mixed, overall, share, lift, suspected
+        )
+        rows.append(row)
+    return rows
+
+
+def most_suspicious(entropy_map: EntropyMap, count: int = 100) -> list[int]:
+    """Indices by falling ``clip_rank * (1 - suspicious_rank)``; unreadable samples are left out."""
+    score = entropy_map.clip_rank * (1 - entropy_map.suspicious_rank)
+    order = torch.argsort(score.nan_to_num(nan=-1.0), descending=True, stable=True)
+    return [int(index) for index in order[:count] if not score[index].isnan()]
+
+
+def summarise(
+    entropy_map: EntropyMap,
+    split: Split,
+    rows: Sequence[ClassRow],
+    *,
+    figures: Mapping[str, Any] | None = None,
+    stage_seconds: Mapping[str, float] | None = None,
+    thresholds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The report as one JSON value; what is not finite becomes null.
+
+    Args:
+        entropy_map: of the training set.
+        split: of the same set.
+        rows: see :func:`class_rows`.
+        figures: measured figures by name, or by name within "before", "after" and the like.
+        stage_seconds: wall-clock seconds by stage.
+        thresholds: the two sigmas by name.
+    """
+    value = {
+        "samples": len(split),
+        "split": split.counts(),
+        "thresholds": dict(thresholds),
+        "suspected_target_classes": [row.label for row in rows if row.suspected],
+        "classes": [asdict(row) for row in rows],
+        "most_suspicious": most_suspicious(entropy_map),
+        "figures": dict(figures or {}),
+        "stage_seconds": dict(stage_seconds or {}),
+    }
+    finite: dict[str, Any] = _finite(value)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

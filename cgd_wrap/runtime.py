@@ -1,0 +1,85 @@
+"""On which device, and as which of how many processes, this process works."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A process' place, taken from the user's Accelerator or from torch.distributed.
+
+    It makes no ``Accelerator`` of its own: that would fix accelerate's process-wide state (mixed
+    precision, device) before the user does.
+
+    Attributes:
+        device: where models run.
+        process_index: rank of this process, in [0, num_processes).
+        num_processes: world size.
+        autocast: makes the user's mixed-precision context.
+    """
+
+    device: torch.device
+    process_index: int = 0
+    num_processes: int = 1
+    autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that draws progress bars and writes shared files."""
+        return self.process_index == 0
+
+    @classmethod
+    def of(cls, accelerator: Accelerator | None) -> Runtime:
+        """The accelerator's place; without one torch.distributed's; otherwise a single process."""
+        if accelerator is not None:
+            return cls(
+                accelerator.device,
+                accelerator.process_index,
+                accelerator.num_processes,
+                accelerator.autocast,
+            )
+        if is_distributed():
+            cuda = torch.cuda.is_available() and dist.get_backend() != "gloo"
+            local = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if cuda else 0
+            device = torch.device("cuda", local) if cuda else torch.device("cpu")
+            return cls(device, dist.get_rank(), dist.get_world_size())
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            logger.warning(
+                "WORLD_SIZE=%s, but no process group: every process scans the whole dataset. Pass "
+                "accelerator=, or call torch.distributed.init_process_group first.",
+                os.environ["WORLD_SIZE"],
+            )
+        return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def barrier(self) -> None:
+        """Wait for the other processes of the group, if there is one."""
+        if self.num_processes > 1:
+            dist.barrier()
+
+    def share(self, value: str) -> str:
+        """The main process' value, on every process."""
+        if self.num_processes == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return str(box[0])
+
+
+def is_distributed() -> bool:
+    """Whether more than one process of a torch process group is at work."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,180 @@
+"""What a scan hands on: scores, split and teacher, as one frozen value that can be stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from cgd_wrap import functional
+from cgd_wrap.cache import FORMAT, check_fingerprint, write_atomically, write_json
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.errors import CacheMismatchError, DatasetError
+from cgd_wrap.passes import StoredLogits
+from cgd_wrap.split import Split
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResult:
+    """The outcome of a scan.
+
+    Attributes:
+        entropy_map: scores and ranks of each sample.
+        split: clean, triggered and mixed samples.
+        held_out: clean samples that are kept out of training, bool [N].
+        teacher: CLIP's logits of the triggered samples, float32 [T, C], in the dataset's order.
+        agreement: share of the samples whose label is CLIP's first choice, in [0, 1].
+        bad: samples that can't be used: index -> [reason, message, path].
+    """
+
+    entropy_map: EntropyMap
+    split: Split
+    held_out: Bool[Tensor, "n"]
+    teacher: Float[Tensor, "t classes"]
+    agreement: float
+    bad: Mapping[int, list[str | None]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        clip: StoredLogits,
+        suspicious: StoredLogits,
+        labels: Int[Tensor, "n"],
+        config: CGDConfig,
+    ) -> ScanResult:
+        """Score both passes and split the dataset.
+
+        Args:
+            clip: CLIP's logits.
+            suspicious: the suspicious model's.
+            labels: given labels.
+            config: thresholds, score rule, share to hold out.
+        """
+        clip_score, hits, bad = _scores(clip, labels, config)
+        suspicious_score, _, more_bad = _scores(suspicious, labels, config)
+        bad = {**bad, **more_bad}
+        valid = torch.ones(len(labels), dtype=torch.bool)
+        valid[list(bad)] = False
+        if len(bad) > config.max_bad_fraction * len(labels):
+            raise DatasetError(
+                f"{len(bad)} of {len(labels)} samples can't be used, more than "
+                f"max_bad_fraction={config.max_bad_fraction} allows: {sorted(bad)[:10]} ..."
+            )
+        entropy_map = EntropyMap.from_scores(
+            clip_score, suspicious_score, valid=valid, reference_scores=config.reference_scores
+        )
+        split = entropy_map.split(
+            sigma_clean=config.sigma_clean, sigma_triggered=config.sigma_triggered
+        )
+        return cls(
+            entropy_map=entropy_map,
+            split=split,
+            held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
+            teacher=clip.rows(split.triggered.nonzero().squeeze(1)),
+            agreement=float(hits[valid].double().mean()),
+            bad=dict(sorted(bad.items())),
+        )
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write ``guard.safetensors`` and ``guard.json``.
+
+        Args:
+            folder: made where it is missing.
+            identity: what the result belongs to, JSON values by field; checked by :meth:`load`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"map.{n}": t for n, t in vars(self.entropy_map).items()}
+        tensors |= {f"split.{n}": t for n, t in vars(self.split).items()}
+        tensors |= {"held_out": self.held_out, "teacher": self.teacher}
+        write_atomically(folder / "guard.safetensors", save(tensors))
+        write_json(
+            folder / "guard.json",
+            {
+                "format": FORMAT,
+                "identity": dict(identity),
+                "agreement": self.agreement,
+                "bad": {str(index): reason for index, reason in self.bad.items()},
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, identity: Mapping[str, Any]) -> ScanResult:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is nothing saved in the folder.
+            CacheMismatchError: it belongs to something else, or a newer version wrote it.
+        """
+        stored = read_saved(folder)
+        check_fingerprint(folder, stored["identity"], json.loads(json.dumps(dict(identity))))
+        tensors = load_file(folder / "guard.safetensors")
+        parts = {
+            kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
+            for kind in ("map", "split")
+        }
+        return cls(
+            entropy_map=EntropyMap(**parts["map"]),
+            split=Split(**parts["split"]),
+            held_out=tensors["held_out"],
+            teacher=tensors["teacher"],
+            agreement=stored["agreement"],
+            bad={int(index): reason for index, reason in stored["bad"].items()},
+        )
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """The JSON part of a saved result.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CacheMismatchError: a newer version wrote it.
+    """
+    path = folder / "guard.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved guard in {folder}: {path.name} is missing")
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if stored["format"] > FORMAT:
+        raise CacheMismatchError(
+            f"{folder} was saved by a newer version of cgd-wrap; update cgd-wrap",
+            {"format": (stored["format"], FORMAT)},
+        )
+    return stored
+
+
+def hold_out(
+    labels: Int[Tensor, "n"], clean: Bool[Tensor, "n"], fraction: float, seed: int
+) -> Bool[Tensor, "n"]:
+    """Choose the same share of every class' clean samples, never the last one of a class."""
+    chosen = torch.zeros_like(clean)
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels[clean].unique():
+        members = (clean & (labels == label)).nonzero().squeeze(1)
+        order = members[torch.randperm(len(members), generator=generator)]
+        chosen[order[: min(round(fraction * len(members)), len(members) - 1)]] = True
+    return chosen
+
+
+def _scores(
+    logits: StoredLogits, labels: Int[Tensor, "n"], config: CGDConfig
+) -> tuple[Tensor, Bool[Tensor, "n"], dict[int, list[str | None]]]:
+    """Score of each sample, whether its label is the first choice, and the bad samples."""
+    score = (
+        functional.reference_label_nll
+        if config.reference_scores
+        else functional.label_log_odds_against
+    )
+    scores, hits, bad = [], [], dict[int, list[str | None]]()
+    for rows, values, bad_here in logits.units():
+        given = labels[rows.start : rows.stop]
+        scores.append(score(values, given))
+        hits.append(values.argmax(dim=1) == given)
+        bad |= bad_here
+    return torch.cat(scores), torch.cat(hits), bad

@@ -1,0 +1,154 @@
+"""``guard.fit``: a small Accelerate loop, for those who have none of their own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.loss import CGDLoss
+from cgd_wrap.stopping import CleanAccuracyStopping
+from cgd_wrap.suspicious import logits_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch of :func:`fit` came to.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean of the whole loss, nats.
+        clean: mean of its clean part, nats.
+        guidance: mean of its guidance part, with its weight.
+        unlearning: mean of its unlearning part, with its weight (negative).
+        learning_rate: at the end of the epoch.
+        held_out_accuracy: on the stopping rule's data, in [0, 1]; None without them.
+        seconds: of training, without that measurement.
+    """
+
+    epoch: int
+    loss: float
+    clean: float
+    guidance: float
+    unlearning: float
+    learning_rate: float
+    held_out_accuracy: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The record as JSON values."""
+        return asdict(self)
+
+
+def fit(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    criterion: CGDLoss,
+    config: CGDConfig,
+    accelerator: Accelerator,
+    *,
+    stopping: CleanAccuracyStopping | None = None,
+    image_key: int | str = 0,
+    label_key: int | str = 1,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """Train a model in place with the guarded loss: SGD, by the configuration's numbers.
+
+    Args:
+        model: image batch -> logits.
+        loader: of tagged batches, not yet prepared.
+        criterion: the guarded loss.
+        config: epochs, learning rate, momentum, weight decay, schedule.
+        accelerator: device, processes, mixed precision.
+        stopping: ends training early, and restores the last weights that it accepted.
+        image_key: where the images stand in a batch.
+        label_key: where the targets stand in a batch.
+        progress: draw a bar on the main process.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+    )  # fmt: skip
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    steps = min(len(loader), config.max_batches_per_epoch or len(loader))
+    history: list[EpochRecord] = []
+    bar = tqdm(
+        total=steps * config.epochs, desc="repair", unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )  # fmt: skip
+    with bar:
+        for epoch in range(config.epochs):
+            started = time.perf_counter()
+            trained.train()
+            criterion.train()
+            sums = torch.zeros(3, device=accelerator.device)
+            for step, batch in enumerate(loader):
+                if step == steps:
+                    break
+                _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
+                with accelerator.autocast():
+                    outputs = logits_of(trained(batch[image_key]))
+                loss = criterion(outputs, batch[label_key])
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                optimizer.step()
+                sums += _terms(criterion)
+                bar.update()
+            seconds = time.perf_counter() - started
+            stop = stopping.step(trained) if stopping else False
+            mean = accelerator.reduce(sums, "mean") / steps
+            record = _record(epoch, mean, optimizer, seconds, stopping)
+            history.append(record)
+            bar.set_postfix(loss=f"{record.loss:.3f}")
+            if stop:
+                break
+    if stopping:
+        stopping.restore(trained)
+    accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # takes autocast off its forward
+    model.eval()
+    return history
+
+
+def _terms(criterion: CGDLoss) -> Tensor:
+    assert criterion.last_terms is not None
+    return torch.stack(list(criterion.last_terms))
+
+
+def _record(
+    epoch: int,
+    terms: Tensor,
+    optimizer: torch.optim.Optimizer,
+    seconds: float,
+    stopping: CleanAccuracyStopping | None,
+) -> EpochRecord:
+    clean, guidance, unlearning = terms.tolist()
+    return EpochRecord(
+        epoch=epoch + 1,
+        loss=clean + guidance + unlearning,
+        clean=clean,
+        guidance=guidance,
+        unlearning=unlearning,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        held_out_accuracy=stopping.history[-1] if stopping else None,
+        seconds=seconds,
+    )
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: CGDConfig, done: float) -> None:
+    """Learning rate after a share ``done`` of all steps: a half cosine to 0, or constant."""
+    factor = 0.5 * (1 + math.cos(math.pi * done)) if config.lr_schedule == "cosine" else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * factor

@@ -1,0 +1,126 @@
+"""Poison CIFAR-10, train a victim, repair it with the guard, and tabulate before and after.
+
+    python examples/cifar10.py --data DATA --clip local-dir:CLIP --out runs/cifar10
+
+DATA is a folder with train.parquet and test.parquet (columns img, label), a folder with
+torchvision's CIFAR-10 files, or the hub name of a data set such as uoft-cs/cifar10. Results go to
+OUT/runs.jsonl, a line per run; a run that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import transforms
+
+from cgd_wrap import CGDConfig
+from cgd_wrap.attacks import SIG, Attack, BadNets, Blended, LabelFlip
+from cgd_wrap.demo.experiment import Experiment, Recipe, transformed
+
+ATTACKS: dict[str, Attack] = {
+    "badnets": BadNets(rate=0.1),
+    "blended": Blended(rate=0.1),
+    "sig": SIG(rate=0.8),
+    "flip": LabelFlip(rate=0.05),
+}
+PRESETS = {"default": CGDConfig(), "paper": CGDConfig.paper()}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
+
+
+def read_data(source: str, split: str) -> Any:
+    """Raw images and labels of a split, from any of the three kinds of source."""
+    folder = Path(source)
+    if (folder / f"{split}.parquet").is_file():
+        from datasets import Dataset
+
+        return Dataset.from_parquet(str(folder / f"{split}.parquet"))
+    if folder.is_dir():
+        from torchvision.datasets import CIFAR10
+
+        return CIFAR10(source, train=split == "train")
+    from datasets import load_dataset
+
+    return load_dataset(source, split=split)
+
+
+def subset(data: Any, wanted: range) -> Any:
+    """Some of the samples, as the same kind of data set where it knows how."""
+    if hasattr(data, "select"):
+        return data.select(wanted)
+    return torch.utils.data.Subset(data, wanted)
+
+
+def weights(experiment: Experiment, path: Path, data: Any, title: str) -> torch.nn.Module:
+    """A trained network, kept in a file so that each is trained once."""
+    if path.is_file():
+        return experiment.network(torch.load(path, weights_only=True))
+    model = experiment.train_victim(data, title)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder or hub name, see above")
+    parser.add_argument("--clip", default="ViT-B-32/laion2b_s34b_b79k")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--attack", nargs="+", choices=list(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), default=list(PRESETS))
+    parser.add_argument("--train-size", type=int, default=20_000, help="training images: the first")
+    parser.add_argument("--test-size", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=12, help="of the victims")
+    parser.add_argument("--fit-epochs", type=int, help="of the repair; default: the preset's")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    plain = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain]
+    train = subset(read_data(args.data, "train"), range(args.train_size))
+    test = subset(read_data(args.data, "test"), range(args.test_size))
+    experiment = Experiment(
+        train, test, transforms.Compose(augment), transforms.Compose(plain), args.clip,
+        recipe=Recipe(epochs=args.epochs), seed=args.seed,
+    )  # fmt: skip
+
+    log = args.out / "runs.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    made = {(r["attack"], r["preset"], r["seed"]) for r in map(json.loads, lines)}
+    clean_data = transformed(train, experiment.train_transform)
+    clean = weights(experiment, args.out / f"clean-{args.seed}.pt", clean_data, "clean network")
+    for name in args.attack:
+        attack, file = ATTACKS[name], args.out / f"{name}-{args.seed}.pt"
+        poisoned = attack.poison(train, experiment.train_transform)
+        for preset in args.preset:
+            if (name, preset, args.seed) in made:
+                continue
+            victim = weights(experiment, file, poisoned, f"victim of {name}")
+            config = PRESETS[preset].replace(seed=args.seed)
+            config = config.replace(epochs=args.fit_epochs or config.epochs)
+            outcome = experiment.defend(attack, victim, clean, config)
+            key = {"attack": name, "rate": attack.rate, "preset": preset, "seed": args.seed}
+            run = {**key, "dataset": "cifar10", "clip": Path(args.clip).name, **outcome.as_dict()}
+            with log.open("a") as file_:
+                file_.write(json.dumps(run) + "\n")
+            print_row(run)
+
+
+def print_row(run: dict[str, Any]) -> None:
+    """Clean accuracy, attack success rate and robust accuracy in percent, before and after."""
+    names = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+    before, after, clean = (
+        " / ".join(f"{100 * run[part][name]:.1f}" for name in names)
+        for part in ("before", "after", "clean_trained")
+    )
+    print(f"{run['attack']:8} {run['preset']:8} CA/ASR/RA before {before}, after {after}, "
+          f"clean-trained {clean}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The pictures that train_tiny_clip.py learns from, and how it varies them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from torch import Tensor
+from torch.nn import functional as F
+
+from cgd_wrap.demo.shapes import ShapesDataset
+
+PADDING = 4  # pixels that a picture may be shifted by
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images [N, H, W, 3] uint8, labels [N], class names, and a caption each where known."""
+
+    pixels: Tensor
+    labels: Tensor
+    classes: list[str]
+    captions: list[str] | None = None
+
+
+def load_shapes(size: int, seed: int) -> Pictures:
+    data = ShapesDataset(size, seed)
+    pixels = torch.from_numpy(np.stack([np.asarray(data[i][0]) for i in range(size)]))
+    captions = [data.caption(i) for i in range(size)]
+    return Pictures(pixels, torch.tensor(data.targets), data.classes, captions)
+
+
+def load_parquet(file: Path, rows: range | None = None) -> Pictures:
+    data = load_dataset("parquet", data_files=str(file), split="train")
+    data = data if rows is None else data.select(rows)
+    pixels = torch.from_numpy(np.stack([np.asarray(row.convert("RGB")) for row in data["img"]]))
+    return Pictures(pixels, torch.tensor(data["label"]), data.features["label"].names)
+
+
+def pad(pixels: Tensor) -> Tensor:
+    """The pictures [N, H, W, 3] with a mirrored margin, for `shifted`."""
+    planes = F.pad(pixels.permute(0, 3, 1, 2).float(), (PADDING,) * 4, mode="reflect")
+    return planes.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def shifted(padded: Tensor, index: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor:
+    """Pictures `index`, shifted and perhaps mirrored at random: [B, 3, H, W] in [0, 1]."""
+    size, n = padded.shape[1] - 2 * PADDING, len(index)
+    offsets = torch.randint(0, 2 * PADDING + 1, (2, n, 1), generator=generator)
+    rows, columns = torch.arange(size) + offsets
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    crops = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return crops.permute(0, 3, 1, 2).float() / 255
+
+
+def corrupted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Disturb a share of the images in [0, 1], so that triggers throw the CLIP off less.
+
+    One of: noise, smooth noise, a plane wave, a blend with another image or with a noise pattern,
+    a box of one colour; each of random strength.
+    """
+    n, _, size, _ = images.shape
+    noise = torch.randn(images.shape, generator=generator)
+    smooth = F.interpolate(noise[:, :, : size // 6, : size // 6], size=size, mode="bilinear")
+    across = torch.arange(size) / size
+    down = across[:, None]
+    turns = 8 * torch.randn(2, n, 1, 1, 1, generator=generator)
+    phase = noise[:, :1, :1, :1]
+    wave = torch.sin(2 * torch.pi * (turns[0] * across + turns[1] * down + phase))
+    strength = torch.rand(n, 1, 1, 1, generator=generator)
+    other = images[torch.randperm(n, generator=generator)]
+    pattern = torch.rand(images.shape[1:], generator=generator)
+    corner = torch.rand(2, n, 1, 1, 1, generator=generator)
+    half = 0.1 + 0.25 * strength
+    box = ((across - corner[0]).abs() < half) & ((down - corner[1]).abs() < half)
+    colour = torch.rand(n, 3, 1, 1, generator=generator)
+    kinds = [
+        images + 0.2 * strength * noise,
+        images + 0.3 * strength * smooth,
+        images + 0.2 * strength * wave,
+        torch.lerp(images, other, 0.3 * strength),
+        torch.lerp(images, pattern, 0.3 * strength),
+        torch.where(box, colour, images),
+    ]
+    which = torch.randint(0, len(kinds), (n,), generator=generator)
+    disturbed = torch.stack(kinds)[which, torch.arange(n)].clamp(0, 1)
+    return torch.where(torch.rand(n, 1, 1, 1, generator=generator) < share, disturbed, images)

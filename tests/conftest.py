@@ -1,0 +1,38 @@
+"""Fixtures for all tests. Shape annotations are checked throughout (jaxtyping with beartype)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jaxtyping
+import pytest
+from torch import Tensor
+
+with jaxtyping.install_import_hook("cgd_wrap", "typechecking.checked"):
+    import cgd_wrap  # noqa: F401
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(path: str) -> Path:
+    """A file of test data that lies beside the repository; the test is skipped where it isn't."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs {path} beside the repository, which is not part of it")
+    return found
+
+
+@pytest.fixture
+def golden_split() -> dict[str, Tensor]:
+    """Inputs and outputs of the authors' split, 5000 samples of 10 classes."""
+    from safetensors.torch import load_file
+
+    return load_file(shared("golden/split_10c.safetensors"))
+
+
+@pytest.fixture
+def golden_loss() -> dict[str, Tensor]:
+    """Inputs and outputs of the authors' loss, a batch of 256."""
+    from safetensors.torch import load_file
+
+    return load_file(shared("golden/loss_10c.safetensors"))

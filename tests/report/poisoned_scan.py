@@ -1,0 +1,64 @@
+"""A small poisoned training set with hostile names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.split import Split
+
+NAMES = [
+    "<script>alert(1)</script>",
+    "evil \u202egpj.exe",
+    "line\nbreak",
+    '=HYPERLINK("http://x")',
+    "{{ 7*7 }}{% raw %}",
+    "a & b \"quoted\" 'too'",
+]
+
+
+@dataclass(frozen=True)
+class Scan:
+    entropy_map: EntropyMap
+    split: Split
+    labels: Tensor
+    poisoned: Tensor
+
+    def columns(self) -> dict[str, object]:
+        return {
+            "entropy_map": self.entropy_map,
+            "split": self.split,
+            "class_names": NAMES,
+            "labels": self.labels,
+        }
+
+
+class Images:
+    """PIL images and float tensors in turn; every seventh is unreadable."""
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def __getitem__(self, index: int) -> object:
+        if index % 7 == 0:
+            raise OSError("broken file")
+        if index % 2:
+            return Image.new("RGB", (300, 200), (index % 256, 80, 160))
+        return torch.full((3, 16, 16), 0.5)
+
+
+def make_scan(count: int, unreadable: tuple[int, ...] = ()) -> Scan:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, len(NAMES), (count,), generator=generator)
+    poisoned = torch.arange(count) % 20 == 3
+    labels[poisoned] = 0
+    clip = torch.randn(count, generator=generator).double() * 3 + 8 * poisoned
+    suspicious = torch.randn(count, generator=generator).double() * 2 - 8 * poisoned
+    valid = torch.ones(count, dtype=torch.bool)
+    valid[list(unreadable)] = False
+    entropy_map = EntropyMap.from_scores(clip, suspicious, valid=valid)
+    return Scan(entropy_map, entropy_map.split(), labels, poisoned)

@@ -1,0 +1,147 @@
+"""The folder as a whole, and the page as a browser reads it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from poisoned_scan import NAMES, Images, Scan
+
+from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.report import write_report
+from cgd_wrap.report.summary import class_rows, most_suspicious
+from cgd_wrap.split import Split
+
+FIGURES = {
+    "before": {"clean_accuracy": 0.784, "attack_success_rate": 0.946, "robust_accuracy": 0.05},
+    "after": {"clean_accuracy": 0.785, "robust_accuracy": float("nan"), "<b>own</b>": 3},
+}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def files(scan: Scan, images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_report(
+        tmp_path_factory.mktemp("out") / "new" / "report",
+        **scan.columns(),  # type: ignore[arg-type]
+        paths=[f"/data/<img src=x onerror=alert(1)>\n{index}.png" for index in range(600)],
+        images=images,
+        poisoned=scan.poisoned,
+        figures=FIGURES,
+        stage_seconds={"CLIP": 8.25},
+        title="Report </title><script>",
+    )
+
+
+def test_folder_is_complete(files: dict[str, Path]) -> None:
+    assert {name: path.name for name, path in files.items()} == {
+        "page": "report.html",
+        "figure": "entropy_map.png",
+        "samples": "samples.csv",
+        "summary": "summary.json",
+        "entropy_score": "entropy_score.json",
+    }
+    assert {p.name for p in files["page"].parent.iterdir()} == {p.name for p in files.values()}
+
+
+def test_page_is_inert_and_self_contained(files: dict[str, Path]) -> None:
+    text = files["page"].read_text("utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "\u202e" not in text
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert page.tags.count("img") == len(page.sources) > 50
+    for shown in ("<script>alert(1)</script>", r"evil \u202egpj.exe", "{{ 7*7 }}", r"\x0abreak"):
+        assert shown in page.text
+    assert "Report </title><script>" in page.text
+    assert "unreadable" in page.text
+
+
+def test_page_shows_figures_and_times(files: dict[str, Path]) -> None:
+    text = " ".join(Page(files["page"].read_text("utf-8")).text.split())
+    for shown in ("78.4%", "94.6%", "–", "<b>own</b>", "poison left in the clean split", "8.2"):
+        assert shown in text
+
+
+def test_summary_names_the_target(files: dict[str, Path], scan: Scan) -> None:
+    summary = json.loads(files["summary"].read_text())
+    assert summary["suspected_target_classes"] == [0]
+    assert summary["split"] == scan.split.counts()
+    assert summary["split"]["unreadable"] == 2
+    assert summary["figures"]["after"]["robust_accuracy"] is None
+    assert summary["figures"]["detection"]["poison_in_triggered"] > 0.9
+    assert summary["classes"][0]["name"] == NAMES[0]
+
+
+def test_bare_report_on_few_samples(tmp_path: Path) -> None:
+    entropy_map = EntropyMap.from_scores(torch.randn(10).double(), torch.randn(10).double())
+    files = write_report(
+        tmp_path,
+        entropy_map=entropy_map,
+        split=entropy_map.split(),
+        class_names=["a", "b"],
+        labels=torch.arange(10) % 2,
+    )
+    page = Page(files["page"].read_text("utf-8"))
+    assert page.tags.count("img") == 1
+    assert "None: no label" in page.text
+    assert "Measured" not in page.text
+
+
+def test_class_rows_count_every_sample_once(scan: Scan) -> None:
+    rows = class_rows(scan.split, scan.labels, NAMES)
+    counts = scan.split.counts()
+    for name in ("clean", "triggered", "mixed"):
+        assert sum(getattr(row, name) for row in rows) == counts[name]
+    assert sum(row.total for row in rows) == 600
+    assert sum(row.share_overall for row in rows) == pytest.approx(1)
+    assert sum(row.share_triggered for row in rows) == pytest.approx(1)
+
+
+def test_class_rows_without_samples() -> None:
+    none = torch.zeros(4, dtype=torch.bool)
+    rows = class_rows(Split(none, none, none), torch.zeros(4, dtype=torch.long), ["a", "b"])
+    assert [(row.total, row.lift, row.suspected) for row in rows] == [(4, 0, False), (0, 0, False)]
+
+
+def test_most_suspicious_come_first_without_unreadable(scan: Scan) -> None:
+    order = most_suspicious(scan.entropy_map, 1000)
+    assert len(order) == len(set(order)) == 598
+    assert not {5, 17} & set(order)
+    assert scan.poisoned[order[:20]].float().mean() > 0.9
+
+
+def test_columns_of_another_dataset_are_refused(scan: Scan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="600 samples, but paths has 3"):
+        write_report(tmp_path, **scan.columns(), paths=["a", "b", "c"])  # type: ignore[arg-type]
+    columns = {**scan.columns(), "class_names": NAMES[:2]}
+    with pytest.raises(ValueError, match="labels are no class of 2"):
+        write_report(tmp_path, **columns)  # type: ignore[arg-type]
+
+
+def test_missing_jinja_names_the_extra(
+    scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'cgd-wrap\[report\]'"):
+        write_report(tmp_path, **scan.columns())  # type: ignore[arg-type]
