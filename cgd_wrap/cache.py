@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from jaxtyping import Shaped
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -39,7 +40,8 @@ def write_atomically(path: Path, payload: bytes) -> None:
     Raises:
         OSError: with what is needed and what is free, if the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes in several containers may have the same number, on one shared disk.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(payload)
@@ -110,10 +112,12 @@ class UnitStore:
     Attributes:
         folder: where they lie.
         rows: number of rows in all.
+        made_for: hash of the fingerprint; units that were made for another one don't count.
     """
 
     folder: Path
     rows: int
+    made_for: str
 
     @classmethod
     def open(
@@ -132,8 +136,9 @@ class UnitStore:
         """
         wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
         path = folder / "manifest.json"
+        store = cls(folder, rows, _hash(json.dumps(wanted, sort_keys=True).encode()))
         if path.exists():
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path) or {}
             if manifest.get("format", 0) > FORMAT:
                 raise CacheMismatchError(
                     f"{folder} was written by a newer version of cgd-wrap (format "
@@ -141,16 +146,17 @@ class UnitStore:
                     "Update cgd-wrap, or choose another folder.",
                     {"format": (manifest["format"], FORMAT)},
                 )
-            if not overwrite or not differing_fields(manifest["fingerprint"], wanted):
-                check_fingerprint(folder, manifest["fingerprint"], wanted)
-                return cls(folder, rows)
+            found = manifest.get("fingerprint", {})
+            if not overwrite:
+                check_fingerprint(folder, found, wanted)
+            if not differing_fields(found, wanted):
+                return store
             logger.warning("Replacing %s, which was made for something else.", folder)
-            path.unlink(missing_ok=True)
-            for old in [*folder.glob("[0-9]*.json"), *folder.glob("[0-9]*.safetensors")]:
-                old.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        # Units of the old fingerprint stay until they are replaced, since another process may
+        # already have written new ones.
         write_json(path, {"format": FORMAT, "fingerprint": wanted})
-        return cls(folder, rows)
+        return store
 
     def __len__(self) -> int:
         return -(-self.rows // UNIT_SIZE)
@@ -172,34 +178,46 @@ class UnitStore:
         """Store a unit: first its payload, then the entry that makes it count."""
         payload = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
         write_atomically(self._payload(unit), payload)
-        entry = {"blake2b": _hash(payload), "bad": {str(i): list(bad[i]) for i in sorted(bad)}}
-        write_json(self._entry(unit), entry)
+        write_json(
+            self._entry(unit),
+            {
+                "made_for": self.made_for,
+                "blake2b": _hash(payload),
+                "bad": {str(i): list(bad[i]) for i in sorted(bad)},
+            },
+        )
 
     def read(self, unit: int) -> tuple[dict[str, Tensor], dict[int, list[str | None]]] | None:
         """A unit's tensors and bad samples, or None if it is missing, torn or damaged."""
+        entry = self._entered(unit)
+        if entry is None:
+            return None
         try:
-            entry = json.loads(self._entry(unit).read_text(encoding="utf-8"))
             payload = self._payload(unit).read_bytes()
             if _hash(payload) != entry["blake2b"]:
                 raise ValueError("its hash differs")
             tensors = load_tensors(payload)
+            if any(len(tensor) != len(self.rows_of(unit)) for tensor in tensors.values()):
+                raise ValueError("it has another number of rows")
             bad = {int(index): reason for index, reason in entry["bad"].items()}
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            logger.warning("%s is damaged (%s); it is done again.", self._payload(unit), error)
-            return None
-        if any(len(tensor) != len(self.rows_of(unit)) for tensor in tensors.values()):
+        except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            logger.debug("%s is damaged: %s", self._payload(unit), error)
             return None
         return tensors, bad
 
     def missing(self, units: Sequence[int]) -> list[int]:
         """Those of the units that are not there, or not whole."""
-        return [unit for unit in units if self.read(unit) is None]
+        missing = [unit for unit in units if self.read(unit) is None]
+        damaged = [unit for unit in missing if self._entered(unit)]
+        if damaged:
+            logger.warning("%s: units %s are damaged and done again.", self.folder, damaged[:20])
+        return missing
 
-    def is_entered(self) -> bool:
-        """Whether every unit has its entry (its payload may still turn out damaged)."""
-        return not self._not_entered()
+    def is_complete(self) -> bool:
+        """Whether every unit is there and whole."""
+        return not self.missing(range(len(self)))
 
     def wait(self, timeout: float, *, poll: float = 0.05) -> None:
         """Wait until other processes have delivered their units.
@@ -207,7 +225,8 @@ class UnitStore:
         Raises:
             ScanIncompleteError: if nothing new came for ``timeout`` seconds.
         """
-        missing, deadline = self._not_entered(), time.monotonic() + timeout
+        missing = [unit for unit in range(len(self)) if self.read(unit) is None]
+        deadline = time.monotonic() + timeout
         while missing:
             if time.monotonic() > deadline:
                 raise ScanIncompleteError(
@@ -217,7 +236,7 @@ class UnitStore:
                     missing,
                 )
             time.sleep(poll)
-            now = self._not_entered()
+            now = [unit for unit in missing if self.read(unit) is None]
             if len(now) < len(missing):
                 deadline = time.monotonic() + timeout
             missing = now
@@ -231,11 +250,13 @@ class UnitStore:
         for unit in range(len(self)):
             found = self.read(unit)
             if found is None:
-                raise ScanIncompleteError(f"{self.folder}: unit {unit} is missing", [unit])
+                message = f"{self.folder}: unit {unit} is missing or damaged; scan again"
+                raise ScanIncompleteError(message, [unit])
             yield self.rows_of(unit), *found
 
-    def _not_entered(self) -> list[int]:
-        return [unit for unit in range(len(self)) if not self._entry(unit).exists()]
+    def _entered(self, unit: int) -> dict[str, Any] | None:
+        entry = read_json(self._entry(unit))
+        return entry if entry and entry.get("made_for") == self.made_for else None
 
     def _payload(self, unit: int) -> Path:
         return self.folder / f"{unit:05d}.safetensors"

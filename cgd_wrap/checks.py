@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cgd_wrap.errors import DatasetError
+from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.prediction import evaluating
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.suspicious import logits_of
 from cgd_wrap.views import RawImages
 from cgd_wrap.views.class_names import check_class_names, find_class_names
-from cgd_wrap.views.layout import SampleLayout
+from cgd_wrap.views.layout import SampleLayout, first_readable
 from cgd_wrap.views.sources import spread
 
 logger = logging.getLogger(__name__)
@@ -101,12 +102,14 @@ def input_shape(dataset: Any, layout: SampleLayout, raw: RawImages) -> tuple[int
         layout: where its images stand.
         raw: the same samples, raw.
     """
-    with kept_rng():
-        image = layout.image_of(dataset[0])
+    image = layout.image_of(first_readable(dataset)[0])
     if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point():
         channels, height, width = image.shape
         return channels, height, width
-    sizes = {raw[index].size for index in spread(len(raw), 8)}
+    sizes = set[tuple[int, int]]()
+    for index in spread(len(raw), 8):
+        with suppress(BadSampleError):
+            sizes.add(raw[index].size)
     width, height = sizes.pop() if len(sizes) == 1 else FALLBACK_SIZE
     return 3, height, width
 

@@ -43,7 +43,7 @@ def clip_pass(
     known = read_json(folder / "text.json")
     if known and known["request"] == request and (folder / "text.safetensors").is_file():
         store = options.open_store("clip", len(raw), known["image_side"])
-        if store.is_entered():
+        if store.is_complete():
             text = ClipText(**load_file(folder / "text.safetensors"))
             return StoredLogits(store, _from_features(text))
     model = load_zero_shot(
@@ -61,7 +61,8 @@ def clip_pass(
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return model.features(images, precision="fp32" if full_precision else None)
 
-    options.scan(_Preprocessed(raw, model.preprocess), score, store, name="features", title="CLIP")
+    view = _Preprocessed(raw, model.preprocess)
+    options.scan(view, score, store, title="CLIP", features=model.class_matrix.shape[0])
     return StoredLogits(store, _from_features(model.text().to("cpu")))
 
 
@@ -98,7 +99,7 @@ def _other_zero_shot_pass(clip: ZeroShot, raw: RawView, options: PassOptions) ->
         return clip.logits(images)
 
     view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
-    options.scan(view, score, store, name="logits", title="zero-shot model")
+    options.scan(view, score, store, title="zero-shot model")
     return StoredLogits(store, stored_logits)
 
 

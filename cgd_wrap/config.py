@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ class CGDConfig:
         epsilon: keeps the unlearning bounded, in (0, 1). Reference code: 1e-6.
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
+        doubt_labels: take the corner weight as the probability that a triggered sample's label is
+            wrong, and tell the teacher. Paper: no.
         normalise_by: ``"expectation"`` divides the loss' sums by what a batch holds on average,
             which makes the loss linear in the samples: gradient accumulation and any number of
             processes give exactly the whole batch's gradient. ``"batch"`` divides by each batch's
@@ -122,6 +125,7 @@ class CGDConfig:
     temperature: float = 1.0
     epsilon: float = 1e-6
     corner_power: float = 4.0
+    doubt_labels: bool = True
     normalise_by: Literal["expectation", "batch"] = "expectation"
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
@@ -153,7 +157,7 @@ class CGDConfig:
     seed: int = field(default=0)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompts, str):
+        if isinstance(self.prompts, list):  # as YAML and JSON give it
             object.__setattr__(self, "prompts", tuple(self.prompts))
         faults = [
             f"{name}={getattr(self, name)!r} must be {expected}"
@@ -176,6 +180,7 @@ class CGDConfig:
             "unlearning_weight": 0.025,
             "temperature": 3.0,
             "corner_power": 0.0,
+            "doubt_labels": False,
             "normalise_by": "batch",
             "scaled_clip_logits": False,
             "reference_scores": True,
@@ -235,12 +240,18 @@ class CGDConfig:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-        return cls.from_dict(values)
+        return cls.from_dict({name: _as_number(value) for name, value in values.items()})
 
     def to_yaml(self, path: str | Path) -> None:
         """Write all fields under our names."""
         text = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
         Path(path).write_text(text, encoding="utf-8")
+
+
+def _as_number(value: Any) -> Any:
+    """A number like 5e-4, which YAML 1.1 takes for a text."""
+    written_without_point = isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value)
+    return float(value) if written_without_point else value
 
 
 def _known(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
@@ -250,7 +261,8 @@ def _known(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
             f"unknown settings {unknown}; the settings are {sorted(names)}, or the reference's "
             f"{sorted(REFERENCE_KEYS)}"
         )
-    return dict(values)
+    prompts = values.get("prompts")
+    return {**values, "prompts": tuple(prompts)} if isinstance(prompts, list) else dict(values)
 
 
 def _reference_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +307,13 @@ def _choice(*options: str) -> Any:
     return (lambda value: value in options), f"one of {list(options)}"
 
 
+def _is_prompts(value: Any) -> bool:
+    if isinstance(value, str):
+        return "{}" in value or value in ("openai", "simple")
+    texts = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+    return texts and len(value) > 0 and all("{}" in text for text in value)
+
+
 _FLAG = (lambda value: isinstance(value, bool)), "True or False"
 _POSITIVE = _number(0, float("inf"), above=True, below=True)
 _AT_LEAST_0 = _number(0, float("inf"), below=True)
@@ -306,10 +325,15 @@ _CHECKS: dict[str, Any] = {
     "temperature": _POSITIVE,
     "epsilon": _number(0, 1, above=True, below=True),
     "corner_power": _AT_LEAST_0,
+    "doubt_labels": _FLAG,
     "normalise_by": _choice("expectation", "batch"),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,
     "reference_scores": _FLAG,
+    "prompts": (
+        _is_prompts,
+        "a template with '{}' for the class name, several of them, 'openai' or 'simple'",
+    ),
     "clip_precision": _choice("fp32", "bf16", "fp16", "amp"),
     "suspicious_epochs": _count(),
     "suspicious_runs": _count(),

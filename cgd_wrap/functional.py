@@ -25,6 +25,7 @@ __all__ = [
     "cgd_loss",
     "cgd_loss_terms",
     "corner_weight",
+    "doubted_teacher",
     "label_log_odds_against",
     "label_nll",
     "nll_from_log_odds",
@@ -184,6 +185,24 @@ def corner_weight(
     """
     weight = (clip_rank * (1 - suspicious_rank)) ** power
     return torch.where(weight.isnan(), torch.zeros_like(weight), weight).float()
+
+
+def doubted_teacher(
+    clip_logits: Float[Tensor, "t classes"], labels: Int[Tensor, "t"], doubt: Float[Tensor, "t"]
+) -> Float[Tensor, "t classes"]:
+    """CLIP's logits, given that the label is wrong with probability ``doubt``; float32.
+
+    By Bayes' rule: ``log(1 - doubt)`` is added to the label's logit. Where CLIP itself confuses a
+    class with the attack's target, it would otherwise teach the target.
+
+    Args:
+        clip_logits: zero-shot logits of the triggered samples, scaled.
+        labels: their given labels.
+        doubt: in [0, 1], such as their :func:`corner_weight`.
+    """
+    doubted = clip_logits.float().clone()
+    belief = torch.log1p(-doubt.clamp(max=1 - 1e-6)).to(doubted)
+    return doubted.scatter_add_(1, labels[:, None], belief[:, None])
 
 
 # --- loss ---------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.dataset import BalancedView, GuardedDataset, SampleTable
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CGDError, DatasetError
-from cgd_wrap.functional import balanced_indices, corner_weight
+from cgd_wrap.functional import balanced_indices, corner_weight, doubted_teacher
 from cgd_wrap.loaders import guarded_loader
 from cgd_wrap.loss import CGDLoss, Composition, Criterion
 from cgd_wrap.passes import PassOptions, StoredLogits
+from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
 from cgd_wrap.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.scan_result import ScanResult
@@ -112,17 +114,23 @@ class CGDGuard:
         self.base = dataset
         self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
         self.class_names = checks.resolve_class_names(dataset, self.layout, class_names)
-        self.targets: Int[Tensor, "n"] = read_labels(dataset, self.layout, len(self.class_names))
+        # Where a label can't be had without its image, any label does for a bad sample.
+        self.targets: Int[Tensor, "n"] = read_labels(
+            dataset, self.layout, len(self.class_names),
+            unreadable=0 if self.config.on_bad_sample == "record" else None,
+        )  # fmt: skip
         checks.check_same_length(dataset, clip_dataset, "clip_dataset")
         checks.check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
         self._table: SampleTable | None = None
         self._logits: tuple[StoredLogits, StoredLogits] | None = None
-        self._lifetime = ExitStack()  # of the temporary cache, if there is one
+        self._view: BalancedView | None = None
+        self._temporary_cache: weakref.finalize[Any, Any] | None = None  # removes it when called
 
     # --- scan -----------------------------------------------------------------------------------
 
+    @kept_rng()
     def scan(self, *, overwrite: bool = False) -> CGDGuard:
         """Score every sample and split the dataset; the guard itself comes back.
 
@@ -150,8 +158,9 @@ class CGDGuard:
             if model is not None:
                 checks.check_outputs(unwrapped(model), shape, self.class_names)
         options = PassOptions(
-            folder=self._cache_folder(runtime), dataset=self._identity(raw), config=self.config,
-            runtime=runtime, num_workers=self.num_workers, progress=self.progress,
+            folder=self._cache_folder(runtime), dataset=self._identity(raw),
+            num_classes=len(self.class_names), config=self.config, runtime=runtime,
+            num_workers=self.num_workers, progress=self.progress,
             overwrite=overwrite,
         )  # fmt: skip
         clip = clip_pass(self.clip, self.class_names, raw, options)
@@ -167,25 +176,29 @@ class CGDGuard:
         else:
             view = EvaluatedImages(*self._evaluated())
             suspect = given_suspicious_pass(suspicious, view, len(raw), options)
-        runtime.barrier()
+        result = ScanResult.of(clip, suspect, self.targets, self.config)
+        runtime.barrier()  # the main process may take a temporary cache away from here on
         self._logits = clip, suspect
-        self._adopt(ScanResult.of(clip, suspect, self.targets, self.config))
+        self._adopt(result)
         return self
 
     def _adopt(self, result: ScanResult) -> None:
         checks.warn_of_disagreement(result.agreement, len(self.class_names))
         self._check_missing_classes(result.split)
-        self._result = result
+        self._result, self._view = result, None
         ranks = result.entropy_map
         weight = corner_weight(
             ranks.clip_rank, ranks.suspicious_rank, power=self.config.corner_power
         )
+        triggered, teacher = result.split.triggered, result.teacher
+        if self.config.doubt_labels:
+            teacher = doubted_teacher(teacher, self.targets[triggered], weight[triggered])
         self._table = SampleTable(
             labels=self.targets,
             clean=result.split.clean,
-            triggered=result.split.triggered,
+            triggered=triggered,
             triggered_weight=weight,
-            teacher=result.teacher,
+            teacher=teacher,
         )
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
@@ -214,10 +227,12 @@ class CGDGuard:
     def _cache_folder(self, runtime: Runtime) -> Path:
         if self.cache_dir is not None:
             return self.cache_dir
-        self._lifetime = ExitStack()
+        if self._temporary_cache is not None:
+            self._temporary_cache()
         if not runtime.is_main:
             return Path(runtime.share(""))
-        folder = self._lifetime.enter_context(tempfile.TemporaryDirectory(prefix="cgd-wrap-"))
+        folder = tempfile.mkdtemp(prefix="cgd-wrap-")
+        self._temporary_cache = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(runtime.share(folder))
 
     def _check_missing_classes(self, split: Split) -> None:
@@ -277,8 +292,13 @@ class CGDGuard:
 
     @property
     def balanced_view(self) -> BalancedView:
-        """An epoch's samples as an ordinary dataset, for hosts that own their sampler."""
-        return BalancedView(self.dataset, self.epoch_indices())
+        """An epoch's samples as an ordinary dataset, for hosts that own their sampler.
+
+        Always the same one, so that its ``set_epoch`` reaches every loader of it.
+        """
+        if self._view is None:
+            self._view = BalancedView(self.dataset, self.epoch_indices())
+        return self._view
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
         """Which samples an epoch holds."""
@@ -349,7 +369,9 @@ class CGDGuard:
                 Subset(pairs, indices), batch_size=self.config.batch_size,
                 num_workers=self.num_workers, generator=torch.Generator(),
             )  # fmt: skip
-        return CleanAccuracyStopping(loader, tolerance or self.config.tolerance)
+        return CleanAccuracyStopping(
+            loader, self.config.tolerance if tolerance is None else tolerance
+        )
 
     def fit(
         self, *, validation_loader: DataLoader[Any] | None = None, **changes: Any
@@ -381,6 +403,7 @@ class CGDGuard:
 
     # --- what stays -----------------------------------------------------------------------------
 
+    @kept_rng()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON; see :func:`report.write_report`.
 
@@ -398,6 +421,7 @@ class CGDGuard:
             folder,
             entropy_map=self.entropy_map, split=self.split, class_names=self.class_names,
             labels=self.targets, paths=paths if any(paths) else None, images=self._raw(),
+            bad=self.result.bad,
             sigma_clean=self.config.sigma_clean, sigma_triggered=self.config.sigma_triggered,
             **details,
         )  # fmt: skip

@@ -68,6 +68,13 @@ def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
     )
 
 
+def _draws_each_once(sampler: Any) -> bool:
+    """Whether only the order is lost when the guard's sampler takes this one's place."""
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) in (SequentialSampler, DistributedSampler, BalancedSampler)
+
+
 def _check(loader: DataLoader[Any], base: Any) -> None:
     if hasattr(loader, "_is_accelerate_prepared") or hasattr(loader, "base_dataloader"):
         raise ValueError(
@@ -96,8 +103,7 @@ def _check(loader: DataLoader[Any], base: Any) -> None:
             f"{type(batches).__name__} decides itself what a batch holds, so it can't be carried "
             "over. Use it over guard.balanced_view, and wrap the criterion with guard.loss"
         )
-    known = (RandomSampler, SequentialSampler, DistributedSampler, BalancedSampler)
-    if type(batches.sampler) not in known:
+    if not _draws_each_once(batches.sampler):
         raise TypeError(
             f"the loader's {type(batches.sampler).__name__} would be replaced by the guard's "
             "sampler. If that is what you want, pass a loader with shuffle=True; otherwise use "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Callable
@@ -82,7 +83,6 @@ class CGDLoss(nn.Module):
         super().__init__()
         self.table, self.composition, self.config = table, composition, config
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
-        self._per_sample = per_sample(self.criterion)
         self.last_terms: LossTerms | None = None
         self.untagged_batches = 0
         self._steps = 0
@@ -127,31 +127,39 @@ class CGDLoss(nn.Module):
             labels = table["labels"][index]
             clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
             weight = table["triggered_weight"][index]
-            class_weight = self._class_weight(outputs)
+            by_class = class_weight(self.criterion, outputs)
             terms = cgd_loss_terms(
                 outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
                 alpha=self.config.guidance_weight, beta=self.config.unlearning_weight,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
                 triggered_weight=weight, clean_nll=self._per_sample(outputs, labels),
                 normalisers=self._normalisers(
-                    tagged, clean * class_weight[labels], triggered, weight, class_weight
+                    tagged, clean * by_class[labels], triggered, weight, by_class,
+                    over_processes=self.training and outputs.requires_grad and is_distributed(),
                 ),
             )  # fmt: skip
         self.last_terms = LossTerms(*(term.detach() for term in terms))
         return terms
 
     def _normalisers(
-        self, tagged: Tensor, clean: Tensor, triggered: Tensor, weight: Tensor, class_weight: Tensor
+        self,
+        tagged: Tensor,
+        clean: Tensor,
+        triggered: Tensor,
+        weight: Tensor,
+        by_class: Tensor,
+        *,
+        over_processes: bool,
     ) -> Normalisers:
         if self.config.normalise_by == "expectation":
             size, mean = tagged.sum().float(), self.composition
             return Normalisers(
-                size * (mean.clean.to(clean.device) * class_weight).sum(),
+                size * (mean.clean.to(clean.device) * by_class).sum(),
                 size * mean.triggered,
                 size * mean.unlearning,
             )
         counts = Normalisers.of_batch(clean, triggered, weight * triggered)
-        if not is_distributed():
+        if not over_processes:  # an evaluation may run on one process alone
             return counts
         # DDP averages the gradients: with the group's counts and this factor, the average is the
         # whole batch's gradient, however its samples fell to the processes.
@@ -159,11 +167,8 @@ class CGDLoss(nn.Module):
         dist.all_reduce(total)
         return Normalisers(*(total / dist.get_world_size()).unbind())
 
-    def _class_weight(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "classes"]:
-        weight = getattr(self.criterion, "weight", None)
-        if isinstance(weight, Tensor) and weight.shape == (self.table.num_classes,):
-            return weight.to(outputs)
-        return outputs.new_ones(self.table.num_classes)
+    def _per_sample(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return per_sample(self.criterion)(outputs, labels)
 
     def _is_untagged(self, targets: Tensor) -> bool:
         """Whether a training batch has no tag; on a GPU only now and then, as the answer waits."""
@@ -186,7 +191,7 @@ class CGDLoss(nn.Module):
         """The criterion's mean over untagged samples in a mixed batch; 0 if there are none."""
         untagged = ~is_tagged(targets)
         labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
-        weight = self._class_weight(outputs.float())[labels] * untagged
+        weight = class_weight(self.criterion, outputs.float())[labels] * untagged
         losses = torch.where(untagged, self._per_sample(outputs.float(), labels), 0.0)
         total = weight.sum()
         return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
@@ -212,13 +217,33 @@ def per_sample(criterion: Any) -> Criterion:
             reduction="none",
         )
     if isinstance(criterion, nn.Module) and hasattr(criterion, "reduction"):
-        unreduced: Any = copy.deepcopy(criterion)
+        unreduced: Any = copy.copy(criterion)  # its tensors are those that .to() moves
         unreduced.reduction = "none"
         return _checked(unreduced, criterion)
     if not isinstance(criterion, nn.Module) and "reduction" in _parameters(criterion):
         return _checked(lambda o, y: criterion(o, y, reduction="none"), criterion)
     alone = torch.func.vmap(lambda o, y: criterion(o[None], y[None]))
     return _checked(alone, criterion)
+
+
+def class_weight(criterion: Any, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "classes"]:
+    """What a sample of each class adds to the count that the criterion's mean is divided by.
+
+    Cross entropy divides by the sum of its class weights, and leaves out the class that it
+    ignores; any other criterion is taken to divide by the number of samples.
+    """
+    weight = ignored = None
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        weight, ignored = criterion.weight, criterion.ignore_index
+    elif isinstance(criterion, functools.partial) and criterion.func in (
+        F.cross_entropy,
+        F.nll_loss,
+    ):
+        weight, ignored = (criterion.keywords.get(name) for name in ("weight", "ignore_index"))
+    counted = outputs.new_ones(outputs.shape[1]) if weight is None else weight.to(outputs).clone()
+    if ignored is not None and 0 <= ignored < len(counted):
+        counted[ignored] = 0
+    return counted
 
 
 def _parameters(criterion: Any) -> set[str]:

@@ -56,6 +56,7 @@ class PassOptions:
     Attributes:
         folder: of the cache.
         dataset: fingerprint of the user's dataset, JSON values by field.
+        num_classes: C.
         config: of the guard.
         runtime: device and processes.
         num_workers: of the loaders.
@@ -65,6 +66,7 @@ class PassOptions:
 
     folder: Path
     dataset: Mapping[str, Any]
+    num_classes: int
     config: CGDConfig
     runtime: Runtime
     num_workers: int = 0
@@ -76,16 +78,26 @@ class PassOptions:
         whole = {**self.dataset, **fingerprint}
         return UnitStore.open(self.folder / name, rows, whole, overwrite=self.overwrite)
 
-    def scan(self, view: Any, score: Any, store: UnitStore, *, name: str, title: str) -> None:
-        """Run the pass over what is missing, and wait for the other processes."""
-        if store.is_entered():
-            units = store.owned_by(self.runtime.process_index, self.runtime.num_processes)
-            if not store.missing(units):
-                return
+    def scan(
+        self, view: Any, score: Any, store: UnitStore, *, title: str, features: int | None = None
+    ) -> None:
+        """Run the pass over what is missing, and wait for the other processes.
+
+        Args:
+            view: ``[i] -> image tensor``.
+            score: what to compute.
+            store: where results go: under ``logits``, or under ``features`` in fp16.
+            title: of the progress bar.
+            features: number of features that are stored; None where logits are.
+        """
+        if store.is_complete():
+            return
         check_deterministic(view)
         Scan(
-            view, score, store, name=name,
-            dtype=torch.float16 if name == "features" else torch.float32,
+            view, score, store,
+            name="features" if features else "logits",
+            width=features or self.num_classes,
+            dtype=torch.float16 if features else torch.float32,
             runtime=self.runtime,
             record_bad=self.config.on_bad_sample == "record",
             max_bad_fraction=self.config.max_bad_fraction,

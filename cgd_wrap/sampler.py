@@ -92,7 +92,7 @@ class BalancedSampler(Sampler[int]):
         self.epoch += 1  # now, not at the end: a loop that breaks off must move on, too
         if self.num_replicas > 1:
             total = len(self) * self.num_replicas
-            repeats = -(-total // len(indices))
+            repeats = -(-total // max(len(indices), 1))
             indices = indices.repeat(repeats)[:total][self.rank :: self.num_replicas]
         yield from indices.tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -42,6 +43,7 @@ class Scan:
         score: what to compute.
         store: where results go, under ``name``.
         name: name of the stored tensor.
+        width: d, length of a row.
         dtype: type to store.
         runtime: device, and which units are ours.
         record_bad: keep bad samples as rows of zeros with a reason, instead of raising.
@@ -58,6 +60,7 @@ class Scan:
         store: UnitStore,
         *,
         name: str,
+        width: int,
         dtype: torch.dtype,
         runtime: Runtime,
         record_bad: bool = False,
@@ -67,11 +70,12 @@ class Scan:
         progress: bool = True,
     ) -> None:
         self.reader = _Reader(view)
-        self.score, self.store, self.name, self.dtype = score, store, name, dtype
+        self.score, self.store = score, store
+        self.name, self.width, self.dtype = name, width, dtype
         self.runtime, self.num_workers, self.progress = runtime, num_workers, progress
         self.record_bad, self.max_bad = record_bad, max_bad_fraction * store.rows
         self.batch_size = batch_size or (512 if runtime.device.type == "cuda" else 128)
-        self.bad_seen = 0
+        self.bad_seen = dict[int, BadSampleError]()
 
     def run(self, description: str) -> None:
         """Do this process' missing units, then wait for the others' (see the store's ``wait``)."""
@@ -85,24 +89,21 @@ class Scan:
             desc=description, unit="img", disable=not (self.progress and self.runtime.is_main),
         )  # fmt: skip
         with bar:
-            for unit, samples in self._read(units):
-                self._finish_unit(unit, samples)
-                bar.update(len(samples))
-
-    def _read(self, units: Sequence[int]) -> Iterator[tuple[int, list[_Sample]]]:
-        """The samples of each unit, in order; a worker that dies is replaced."""
-        todo = list(units)
-        while todo:
-            try:
-                for unit, samples in _unit_by_unit(self._loader(todo), self.store, todo):
-                    yield unit, samples
-                    todo = todo[1:]
-            except RuntimeError as error:
-                if not _is_worker_death(error):
-                    raise
-                logger.warning("%s. Reading its unit again, sample by sample.", error)
-                yield todo[0], self._read_isolated(list(self.store.rows_of(todo[0])))
-                todo = todo[1:]
+            while units:
+                try:
+                    for unit, samples in _unit_by_unit(self._loader(units), self.store, units):
+                        self._finish_unit(unit, samples)
+                        units.remove(unit)
+                        bar.update(len(samples))
+                except RuntimeError as error:  # from a signal: not just while we read
+                    if not _is_worker_death(error):
+                        raise
+                    logger.warning("%s. Reading a unit again, sample by sample.", error)
+                    for unit in units[:1]:
+                        rows = list(self.store.rows_of(unit))
+                        self._finish_unit(unit, self._read_isolated(rows))
+                        units.remove(unit)
+                        bar.update(len(rows))
 
     def _loader(self, units: Sequence[int]) -> DataLoader[Any]:
         rows = [self.store.rows_of(unit) for unit in units]
@@ -118,14 +119,16 @@ class Scan:
             self.reader,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_list,
+            collate_fn=_collate,
             generator=torch.Generator(),  # or the loader draws from the user's global one
         )
 
     def _read_isolated(self, rows: list[int]) -> list[_Sample]:
         """Read rows in a worker of their own, halving them until the fatal one stands alone."""
         try:
-            return [s for batch in self._loader_of([rows], num_workers=1) for s in batch]
+            loader = self._loader_of([rows], num_workers=1)
+            with _batches_of(loader) as batches:
+                return _samples_of(loader, batches)
         except RuntimeError as error:
             if not _is_worker_death(error):
                 raise
@@ -134,7 +137,10 @@ class Scan:
                 return self._read_isolated(rows[:middle]) + self._read_isolated(rows[middle:])
             self.reader.deaths += 1
             if self.reader.deaths > WORKER_DEATHS_ALLOWED:
-                raise
+                raise DatasetError(
+                    f"{self.reader.deaths} samples killed the process that read them, the last "
+                    f"is sample {rows[0]} ({error}). Is memory short? Try fewer num_workers."
+                ) from error
             return [(rows[0], BadSampleError(rows[0], "worker_killed", str(error)))]
 
     def _finish_unit(self, unit: int, samples: list[_Sample]) -> None:
@@ -146,8 +152,9 @@ class Scan:
                 bad[index] = image
             else:
                 good.append((index, image))
-        for start in range(0, len(good), self.batch_size):
-            batch = good[start : start + self.batch_size]
+        while good:
+            # Not a range with a step: the batch size may shrink on the way.
+            batch, good = good[: self.batch_size], good[self.batch_size :]
             scores = self._score_within_memory(_stack(batch))
             for (index, _), row in zip(batch, scores, strict=True):
                 if bool(row.isfinite().all()):
@@ -157,21 +164,21 @@ class Scan:
                         index, "nonfinite", "the model's output is not finite"
                     )
         self._apply_policy(bad)
-        width = next(iter(results.values())).numel() if results else 0
-        whole = torch.stack([results.get(index, torch.zeros(width)) for index in rows])
+        zeros = torch.zeros(self.width)
+        whole = torch.stack([zeros if index in bad else results[index] for index in rows])
         reasons = {i: [e.reason, e.message, e.path] for i, e in bad.items()}
         self.store.write(unit, {self.name: whole.to(self.dtype)}, reasons)
 
     def _apply_policy(self, bad: dict[int, BadSampleError]) -> None:
         if bad and not self.record_bad:
             raise bad[min(bad)]
-        self.bad_seen += len(bad)
-        if self.bad_seen > self.max_bad:
-            first = min(bad)
+        self.bad_seen |= bad
+        if len(self.bad_seen) > self.max_bad:
+            last = self.bad_seen[max(self.bad_seen)]
             raise DatasetError(
-                f"{self.bad_seen} samples can't be used, more than max_bad_fraction allows "
-                f"({self.max_bad:.0f} of {self.store.rows}). The last: {bad[first]}"
-            ) from bad[first]
+                f"{len(self.bad_seen)} samples can't be used, more than max_bad_fraction allows "
+                f"({self.max_bad:.0f} of {self.store.rows}). The last: {last}"
+            ) from last
 
     def _score_within_memory(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Score a batch, in halves if the GPU runs out of memory; then again in fp32 if need be."""
@@ -181,6 +188,11 @@ class Scan:
                 scores = self.score(device_images, full_precision=False).float().cpu()
                 if not bool(scores.isfinite().all()):
                     scores = self.score(device_images, full_precision=True).float().cpu()
+            if scores.shape[1] != self.width:
+                raise ValueError(
+                    f"the model gives {scores.shape[1]} values an image, not {self.width}, one "
+                    "for each class"
+                )
             return scores
         except torch.cuda.OutOfMemoryError:
             if len(images) == 1:
@@ -211,19 +223,58 @@ class _Reader(Dataset[_Sample]):
             return index, error
 
 
-def _as_list(samples: list[_Sample]) -> list[_Sample]:
-    return samples
+def _collate(samples: list[_Sample]) -> tuple[list[int], Any, list[_Sample]]:
+    """Images as one tensor: each tensor crosses the process border as an open file."""
+    good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
+    bad = [sample for sample in samples if not isinstance(sample[1], Tensor)]
+    images: Any = [image for _, image in good]
+    if len({(image.shape, image.dtype) for image in images}) == 1:
+        images = torch.stack(images)
+    return [index for index, _ in good], images, bad
+
+
+def _samples_of(loader: DataLoader[Any], batches: Iterator[Any]) -> list[_Sample]:
+    """The next batch.
+
+    Raises:
+        RuntimeError: as torch's own, where a worker died before all that it sent was fetched.
+    """
+    try:
+        indices, images, bad = next(batches)
+    except (OSError, EOFError) as error:
+        if loader.num_workers == 0 or "DataLoader worker process" in str(error):
+            raise  # from the dataset
+        message = f"DataLoader worker (pid unknown) is gone: {type(error).__name__}: {error}"
+        raise RuntimeError(message) from error
+    return [*zip(indices, images, strict=True), *bad]
+
+
+@contextmanager
+def _batches_of(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """The loader's batches; its workers have ended when this is left.
+
+    Where a worker dies, torch raises in whatever code the main process is at. With a worker still
+    at work on a fatal sample, that could be the user's.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        end_workers = getattr(batches, "_shutdown_workers", None)
+        if end_workers is not None:
+            with suppress(RuntimeError):
+                end_workers()
 
 
 def _unit_by_unit(
     loader: DataLoader[Any], store: UnitStore, units: Sequence[int]
 ) -> Iterator[tuple[int, list[_Sample]]]:
-    batches = iter(loader)
-    for unit in list(units):
-        samples: list[_Sample] = []
-        while len(samples) < len(store.rows_of(unit)):
-            samples += next(batches)
-        yield unit, samples
+    with _batches_of(loader) as batches:
+        for unit in list(units):
+            samples: list[_Sample] = []
+            while len(samples) < len(store.rows_of(unit)):
+                samples += _samples_of(loader, batches)
+            yield unit, samples
 
 
 def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
@@ -238,4 +289,4 @@ def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
 
 
 def _is_worker_death(error: RuntimeError) -> bool:
-    return "DataLoader worker" in str(error)
+    return "DataLoader worker (pid" in str(error)  # "Caught ... in DataLoader worker" is another

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from cgd_wrap.views import LabelledImages
 
 logger = logging.getLogger(__name__)
 
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP and torch.compile add to a name
+
 
 def logits_of(output: Any) -> Float[Tensor, "b classes"]:
     """Logits of a model's output: the output itself, its ``.logits``, or ``["logits"]``.
@@ -32,21 +35,32 @@ def logits_of(output: Any) -> Float[Tensor, "b classes"]:
     Raises:
         TypeError: if there is no such thing.
     """
+    logits = output
     if not isinstance(output, Tensor):
-        output = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", 0)
-    if not isinstance(output, Tensor) or output.ndim != 2:
+        is_dict = isinstance(output, dict)
+        logits = output.get("logits") if is_dict else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise TypeError(
             "the model must return logits [B, C], or an output with .logits of that shape; got "
             f"{type(output).__name__}"
-            + (f" of shape {list(output.shape)}" if isinstance(output, Tensor) else "")
+            + (f" with logits of shape {list(logits.shape)}" if isinstance(logits, Tensor) else "")
         )
-    return output
+    return logits
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel or DataParallel."""
-    wrappers = (DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, wrappers) else model
+    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
+    inner: Any = model
+    while (held := _held_by(inner)) is not None:
+        inner = held
+    module: nn.Module = inner
+    return module
+
+
+def _held_by(wrapper: Any) -> Any:
+    if isinstance(wrapper, (DistributedDataParallel, nn.DataParallel)):
+        return wrapper.module
+    return getattr(wrapper, "_orig_mod", None)
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
@@ -110,7 +124,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model"):
             weights = weights[key] if isinstance(weights.get(key), dict) else weights
-        loaded.load_state_dict({k.removeprefix("module."): v for k, v in weights.items()})
+        own = loaded.state_dict()
+        loaded.load_state_dict(
+            {name if name in own else _WRAPPED.sub("", name): t for name, t in weights.items()}
+        )
     except Exception as error:
         raise ValueError(
             f"{path} can't be loaded as weights of {type(loaded).__name__}: {error}"

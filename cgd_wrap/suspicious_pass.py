@@ -113,7 +113,7 @@ def _model_pass(
                 each.append(logits_of(model(images)).float())
         return torch.stack(each).mean(dim=0)
 
-    options.scan(view, score, store, name="logits", title="suspicious model")
+    options.scan(view, score, store, title="suspicious model")
     return StoredLogits(store, stored_logits)
 
 

@@ -15,12 +15,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from PIL import Image
 from torchvision import transforms
 
 from cgd_wrap import CGDConfig
 from cgd_wrap.attacks import SIG, Attack, BadNets, Blended, LabelFlip
 from cgd_wrap.demo.experiment import Experiment, Recipe, transformed
+from cgd_wrap.views import find_layout
+from cgd_wrap.views.class_names import find_class_names
 
 ATTACKS: dict[str, Attack] = {
     "badnets": BadNets(rate=0.1),
@@ -48,11 +53,21 @@ def read_data(source: str, split: str) -> Any:
     return load_dataset(source, split=split)
 
 
-def subset(data: Any, wanted: range) -> Any:
-    """Some of the samples, as the same kind of data set where it knows how."""
-    if hasattr(data, "select"):
-        return data.select(wanted)
-    return torch.utils.data.Subset(data, wanted)
+class Pictures(torch.utils.data.Dataset):
+    """The first images and labels of a data set, decoded once and kept in memory."""
+
+    def __init__(self, data: Any, size: int) -> None:
+        layout = find_layout(data)
+        samples = [data[index] for index in range(min(size, len(data)))]
+        self.images = np.stack([np.array(layout.image_of(s).convert("RGB")) for s in samples])
+        self.targets = [int(layout.label_of(s)) for s in samples]
+        self.classes = find_class_names(data)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), self.targets[index]
 
 
 def weights(experiment: Experiment, path: Path, data: Any, title: str) -> torch.nn.Module:
@@ -75,6 +90,7 @@ def main() -> None:
     parser.add_argument("--test-size", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=12, help="of the victims")
     parser.add_argument("--fit-epochs", type=int, help="of the repair; default: the preset's")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, on a CPU with it")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -82,11 +98,12 @@ def main() -> None:
 
     plain = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *plain]
-    train = subset(read_data(args.data, "train"), range(args.train_size))
-    test = subset(read_data(args.data, "test"), range(args.test_size))
+    train = Pictures(read_data(args.data, "train"), args.train_size)
+    test = Pictures(read_data(args.data, "test"), args.test_size)
     experiment = Experiment(
         train, test, transforms.Compose(augment), transforms.Compose(plain), args.clip,
-        recipe=Recipe(epochs=args.epochs), seed=args.seed,
+        recipe=Recipe(epochs=args.epochs, bf16=args.bf16), seed=args.seed,
+        accelerator=Accelerator(mixed_precision="bf16" if args.bf16 else "no"),
     )  # fmt: skip
 
     log = args.out / "runs.jsonl"

@@ -53,9 +53,8 @@ Image and text tower were trained together, from random weights, on {what} alone
     {command}
 
 It loads in open_clip as `local-dir:<this folder>`. Zero-shot accuracy on {test_images} test images
-with the prompt "{prompt}": {zero_shot_accuracy:.1%}; worst class: {worst_class},
-{worst_class_recall:.1%}. `training.json` has the figures of every class. The model knows nothing
-but these classes.
+with the prompt "{prompt}": {zero_shot_accuracy:.1%}; worst class: {worst_class}
+({worst_class_recall:.1%}). `training.json` has every class. It knows nothing but these classes.
 
 Licence: Apache-2.0.
 """

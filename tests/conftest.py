@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -36,3 +37,14 @@ def golden_loss() -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(shared("golden/loss_10c.safetensors"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As in production: values of a wrong type reach the code, and ``random`` is not drawn from.
+
+    (beartype picks the items of a list that it checks by ``random``.)
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

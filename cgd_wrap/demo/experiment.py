@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ from cgd_wrap.metrics import (
 )
 from cgd_wrap.suspicious import seeded
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +45,7 @@ class Recipe:
         max_rate: highest learning rate of the cycle.
         weight_decay: of SGD.
         widths: channels of :func:`small_resnet`.
+        bf16: compute in bfloat16 under autocast; the weights stay fp32.
     """
 
     epochs: int = 12
@@ -49,6 +53,7 @@ class Recipe:
     max_rate: float = 0.2
     weight_decay: float = 5e-4
     widths: tuple[int, int, int, int] = (16, 32, 64, 128)
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Experiment:
         recipe: of the victims.
         seed: of initialisation and order.
         progress: draw progress bars.
+        accelerator: of the guard; its precision should be the recipe's.
     """
 
     train: Any
@@ -116,6 +122,7 @@ class Experiment:
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     progress: bool = True
+    accelerator: Accelerator | None = None
 
     @property
     def num_classes(self) -> int:
@@ -177,7 +184,7 @@ class Experiment:
         with _timed(seconds, "scan"):
             guard = CGDGuard(
                 victim, poisoned, clip=self.clip, config=config, cache_dir=cache_dir,
-                eval_dataset_view=steady, progress=self.progress,
+                eval_dataset_view=steady, progress=self.progress, accelerator=self.accelerator,
             ).scan()  # fmt: skip
         with _timed(seconds, "repair"), seeded(self.seed):
             guard.fit()
@@ -219,7 +226,9 @@ def train_classifier(
     with seeded(seed), tqdm(total=steps, desc=title, unit="step", disable=not progress) as bar:
         for _ in range(recipe.epochs):
             for images, labels in loader:
-                loss = F.cross_entropy(model(images), labels)
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+                    outputs = model(images)
+                loss = F.cross_entropy(outputs.float(), labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

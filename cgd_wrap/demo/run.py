@@ -23,7 +23,7 @@ CLIP = f"local-dir:{Path(__file__).parent / 'clip'}"
 ATTACKS: dict[str, Attack] = {
     "badnets": BadNets(rate=0.1),
     "blended": Blended(rate=0.1),
-    "sig": SIG(rate=0.8),
+    "sig": SIG(rate=0.8, delta=60 / 255),
     "flip": LabelFlip(rate=0.05),
 }
 TRAIN_SIZE, TEST_SIZE = 6000, 2000

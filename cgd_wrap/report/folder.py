@@ -29,6 +29,7 @@ def write_report(
     labels: Int[Tensor, "n"],
     paths: Sequence[str | None] | None = None,
     images: Any = None,
+    bad: Mapping[int, Sequence[str | None]] | None = None,
     poisoned: Bool[Tensor, "n"] | None = None,
     figures: Mapping[str, Any] | None = None,
     stage_seconds: Mapping[str, float] | None = None,
@@ -46,6 +47,7 @@ def write_report(
         labels: the given labels, in [0, C).
         paths: the samples' files, where they are known.
         images: raw images by index, for thumbnails.
+        bad: samples that can't be used: index -> [reason, message, path].
         poisoned: the truth, where it is known; adds the detection figures.
         figures: measured figures by name, such as ``BackdoorFigures.as_dict()``, or several such
             dicts by column: ``{"before": ..., "after": ...}``.
@@ -89,14 +91,15 @@ def write_report(
         thresholds=thresholds,
         paths=paths,
         images=images,
+        bad=bad,
         figures=figures,
         stage_seconds=stage_seconds,
     )
     table = folder / "samples.csv"
-    write_table(table, entropy_map, split, labels, class_names, paths)
+    write_table(table, entropy_map, split, labels, class_names, paths, bad)
     summary = folder / "summary.json"
-    measured: dict[str, Any] = {"figures": figures, "stage_seconds": stage_seconds}
-    write_json(summary, summarise(entropy_map, split, rows, thresholds=thresholds, **measured))
+    more: dict[str, Any] = {"figures": figures, "stage_seconds": stage_seconds, "bad": bad}
+    write_json(summary, summarise(entropy_map, split, rows, thresholds=thresholds, **more))
     score = write_entropy_score(folder / "entropy_score.json", entropy_map, poisoned)
     return {
         "page": page, "figure": figure, "samples": table, "summary": summary,

@@ -46,6 +46,7 @@ def write_page(
     thresholds: Mapping[str, float],
     paths: Sequence[str | None] | None = None,
     images: Any = None,
+    bad: Mapping[int, Sequence[str | None]] | None = None,
     figures: Mapping[str, Any] | None = None,
     stage_seconds: Mapping[str, float] | None = None,
 ) -> Path:
@@ -62,6 +63,7 @@ def write_page(
         thresholds: the two sigmas, ``clean`` and ``triggered``.
         paths: the samples' files, where they are known.
         images: raw images by index, for thumbnails of the most suspicious samples.
+        bad: samples that can't be used: index -> [reason, message, path].
         figures: measured figures by name, or by name within "before", "after" and the like.
         stage_seconds: wall-clock seconds by stage.
 
@@ -86,6 +88,7 @@ def write_page(
         figure="data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
         thresholds=thresholds,
         worst=_worst(entropy_map, split, rows, labels, paths, images),
+        bad=sorted((bad or {}).items())[:100],
         has_paths=any(paths or ()),
         has_images=images is not None,
         figures=_figure_tables(figures or {}),

@@ -100,6 +100,7 @@ def summarise(
     *,
     figures: Mapping[str, Any] | None = None,
     stage_seconds: Mapping[str, float] | None = None,
+    bad: Mapping[int, Sequence[str | None]] | None = None,
     thresholds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report as one JSON value; what is not finite becomes null.
@@ -110,6 +111,7 @@ def summarise(
         rows: see :func:`class_rows`.
         figures: measured figures by name, or by name within "before", "after" and the like.
         stage_seconds: wall-clock seconds by stage.
+        bad: samples that can't be used: index -> [reason, message, path].
         thresholds: the two sigmas by name.
     """
     value = {
@@ -121,6 +123,7 @@ def summarise(
         "most_suspicious": most_suspicious(entropy_map),
         "figures": dict(figures or {}),
         "stage_seconds": dict(stage_seconds or {}),
+        "bad": {index: list(why) for index, why in sorted((bad or {}).items())},
     }
     finite: dict[str, Any] = _finite(value)
     return finite

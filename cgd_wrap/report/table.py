@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Int
@@ -25,6 +25,7 @@ COLUMNS = (
     "suspicious_rank",
     "split",
     "path",
+    "reason",
 )
 
 
@@ -35,6 +36,7 @@ def write_table(
     labels: Int[Tensor, "n"],
     class_names: Sequence[str],
     paths: Sequence[str | None] | None = None,
+    bad: Mapping[int, Sequence[str | None]] | None = None,
 ) -> Path:
     """One row a sample, in the dataset's order; NLLs in nats, ranks in (0, 1], UTF-8.
 
@@ -45,6 +47,7 @@ def write_table(
         labels: the given labels.
         class_names: their names.
         paths: the samples' files, where they are known.
+        bad: samples that can't be used: index -> [reason, message, path].
     """
     path = Path(path)
     names = [csv_text(name) for name in class_names]
@@ -64,6 +67,7 @@ def write_table(
     for index, (label, clip, suspicious, clip_rank, rank, where, file) in enumerate(columns):
         name = names[label] if 0 <= label < len(names) else ""
         scores = (f"{clip:.9g}", f"{suspicious:.9g}", repr(clip_rank), repr(rank))
-        writer.writerow((index, label, name, *scores, where, csv_text(file or "")))
+        reason = (bad or {}).get(index, [""])[0]
+        writer.writerow((index, label, name, *scores, where, csv_text(file or ""), reason))
     write_atomically(path, text.getvalue().encode())
     return path

@@ -76,7 +76,7 @@ def find_layout(
         BadSampleError: not one of a few samples could be read.
     """
     check_map_style(dataset)
-    sample, index = _first_readable(dataset)
+    sample, index = first_readable(dataset)
     if isinstance(sample, Mapping):
         leaf = locate(dataset, index)[0]
         image, label = _keys_in_mapping(sample, leaf, image_key, label_key)
@@ -125,7 +125,12 @@ def check_map_style(dataset: Any) -> None:
         raise DatasetError(f"{kind.__name__} holds no samples")
 
 
-def _first_readable(dataset: Any) -> tuple[Any, int]:
+def first_readable(dataset: Any) -> tuple[Any, int]:
+    """A sample that can be read, and its index.
+
+    Raises:
+        BadSampleError: not one of a few samples could be read.
+    """
     first: BadSampleError | None = None
     honest = readable(dataset)
     with kept_rng():

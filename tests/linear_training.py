@@ -1,0 +1,69 @@
+"""A linear model under the guarded loss, on one process or two.
+
+Apart from the tests, as each new process imports it: that takes seconds with all that they import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny_data import TABLE_CLASSES, TABLE_SIZE, made_up_table
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cgd_wrap import CGDConfig, CGDLoss
+from cgd_wrap.dataset import TAG
+from cgd_wrap.loss import Composition
+
+FEATURES = 6
+WEIGHT = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.25])
+SMOOTHED = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
+# Sixteen samples: evenly dealt, by kind, and with the triggered ones all in the first half.
+ORDERS = {
+    "dealt": [0, 12, 1, 13, 2, 14, 3, 20, 4, 15, 5, 16, 6, 21, 7, 22],
+    "by kind": [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15, 16, 17, 20, 21],
+    "second half mixed": [0, 1, 2, 12, 13, 14, 15, 16, 20, 21, 22, 23, 20, 21, 22, 23],
+    "second half clean": [12, 13, 14, 15, 16, 17, 18, 19, 0, 1, 2, 3, 4, 5, 6, 7],
+}
+
+
+def loss_of(criterion: Any = None, **changes: Any) -> CGDLoss:
+    table = made_up_table()
+    composition = Composition.of(table, torch.arange(TABLE_SIZE))
+    return CGDLoss(table, composition, CGDConfig(**changes), criterion)
+
+
+def inputs(size: int = TABLE_SIZE) -> Tensor:
+    return torch.randn(size, FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+def linear() -> nn.Linear:
+    net = nn.Linear(FEATURES, TABLE_CLASSES)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+def gradients_on_rank(rank: int, folder: str) -> None:
+    """What each of two processes does; the first one stores the synchronised gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    if rank == 0:  # would wait for the other one for ever if it asked for its counts
+        with torch.no_grad():
+            loss_of(normalise_by="batch")(linear()(inputs()), torch.arange(TABLE_SIZE) + TAG)
+    found = {}
+    for order, index in ORDERS.items():
+        for normalise_by in ("batch", "expectation"):
+            for weighted in (False, True):
+                criterion = SMOOTHED if weighted else None
+                net = DistributedDataParallel(linear())
+                mine = torch.tensor(index).chunk(2)[rank]
+                outputs = net(inputs(16).chunk(2)[rank])
+                loss_of(criterion, normalise_by=normalise_by)(outputs, mine + TAG).backward()
+                flat = torch.cat([p.grad.flatten() for p in net.parameters()])
+                found[order, normalise_by, weighted] = flat
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,134 @@
+"""However a scan is launched: the same bits, no duplicates, and no process waits for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from guarded_run import ByColour, Pictures, network
+
+from cgd_wrap import CGDConfig, CGDGuard
+
+SCRIPT = str(Path(__file__).with_name("guarded_run.py"))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread each, as under torchrun: on a CPU, bits may depend on the number of threads."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def launch(processes: int | None, cache: Path, *options: str) -> str:
+    """Run to the end, under torchrun unless ``processes`` is None."""
+    command = [sys.executable, SCRIPT, str(cache), *options]
+    if processes:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        address = ["--master_port", free_port()]
+        command = [sys.executable, *torchrun, *address, *command[1:], "--accelerate"]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def units(cache: Path) -> dict[str, bytes]:
+    """Every stored file but the ranks' outcomes."""
+    found = {
+        str(p.relative_to(cache)): p.read_bytes()
+        for p in cache.rglob("*")
+        if p.is_file() and not p.name.startswith("outcome")
+    }
+    assert len([name for name in found if name.endswith(".safetensors")]) >= 2
+    return found
+
+
+def outcomes(cache: Path) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(cache.glob("outcome*"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("alone")
+    launch(None, cache, "--demo-clip", "--rows", "2100", "--size", "32")
+    return cache
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
+)
+def test_any_number_of_processes_gives_the_same_bits(
+    tmp_path: Path, alone: Path, processes: int
+) -> None:
+    launch(processes, tmp_path, "--demo-clip", "--rows", "2100", "--size", "32")
+    assert units(tmp_path) == units(alone)
+    assert outcomes(tmp_path) == outcomes(alone) * processes
+
+
+def test_fresh_training_by_two_processes_is_reproducible(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        launch(2, tmp_path / name, "--train", "--rows", "300")
+    assert "suspicious/run-0.safetensors" in units(tmp_path / "a")
+    assert units(tmp_path / "a") == units(tmp_path / "b")
+    both = outcomes(tmp_path / "a") + outcomes(tmp_path / "b")
+    assert len(both) == 4
+    assert len(set(both)) == 1
+
+
+def test_when_a_process_dies_the_others_finish_and_name_its_units(tmp_path: Path) -> None:
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    # 8 batches a unit: the process dies in its second one. No launcher, which would stop both.
+    options = ["--accelerate", "--rows", str(6 * 1024), "--timeout", "3"]
+    options += ["--dying-rank", "1", "--calls-until-death", "10"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(tmp_path), *options],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **world),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert ranks[1].returncode == 9
+    assert ranks[0].returncode not in (0, None)
+    assert "ScanIncompleteError" in errors[0]
+    assert "units [3, 5] of 6 are missing" in errors[0]
+    done = {p.name for p in (tmp_path / "clip").glob("0*.json")}
+    assert done == {"00000.json", "00001.json", "00002.json", "00004.json"}
+
+
+def one_of_two(folder: str) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    guard = CGDGuard(
+        network(), Pictures(1100, 8), clip=ByColour(), suspicious=network(),
+        config=CGDConfig(allow_missing_classes=True), accelerator=accelerator, progress=False,
+    ).scan()  # fmt: skip
+    map_ = torch.stack([guard.entropy_map.clip_rank, guard.entropy_map.suspicious_rank])
+    torch.save(map_, f"{folder}/{accelerator.process_index}")
+
+
+def test_two_processes_share_a_temporary_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import debug_launcher
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns where it is unset
+    debug_launcher(one_of_two, (str(tmp_path),), num_processes=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert first.shape == (2, 1100)
+    assert torch.equal(first, second)
+    assert not bool(first.isnan().any())
