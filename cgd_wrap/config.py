@@ -68,6 +68,8 @@ class CGDConfig:
             Paper: 0.2.
         sigma_triggered: sigma_2, share of the ranks at each axis' bad end that counts as
             triggered, in [0, sigma_clean]. Paper: 0.1.
+        sigma_slow: mixed samples whose suspicious rank is at least this count as clean: they were
+            learned too slowly for a backdoor. In [sigma_clean, 1], or None. Paper: None.
         guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
         unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
@@ -75,7 +77,7 @@ class CGDConfig:
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
         doubt_labels: take the corner weight as the probability that a triggered sample's label is
-            wrong, and tell the teacher. Paper: no.
+            wrong: tell the teacher, and weigh the guidance by it. Paper: no.
         normalise_by: ``"expectation"`` divides the loss' sums by what a batch holds on average,
             which makes the loss linear in the samples: gradient accumulation and any number of
             processes give exactly the whole batch's gradient. ``"batch"`` divides by each batch's
@@ -120,6 +122,7 @@ class CGDConfig:
 
     sigma_clean: float = 0.2
     sigma_triggered: float = 0.1
+    sigma_slow: float | None = 0.3
     guidance_weight: float = 1.0
     unlearning_weight: float = 0.05
     temperature: float = 1.0
@@ -166,6 +169,8 @@ class CGDConfig:
         ]
         if not faults and self.sigma_triggered > self.sigma_clean:
             faults.append("sigma_triggered must not exceed sigma_clean, or the splits overlap")
+        if not faults and self.sigma_slow is not None and self.sigma_slow < self.sigma_clean:
+            faults.append("sigma_slow must not be below sigma_clean")
         if faults:
             raise ValueError("CGDConfig: " + "; ".join(faults))
 
@@ -176,6 +181,7 @@ class CGDConfig:
         Two of its habits are left out on purpose: it stops on the test set, and it never seeds.
         """
         numbers: dict[str, Any] = {
+            "sigma_slow": None,
             "guidance_weight": 5e-4,
             "unlearning_weight": 0.025,
             "temperature": 3.0,
@@ -283,15 +289,20 @@ def _reference_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> Any:
+def _number(
+    low: float, high: float, *, above: bool = False, below: bool = False, optional: bool = False
+) -> Any:
     def accepts(value: Any) -> bool:
+        if value is None:
+            return optional
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         return (low < value if above else low <= value) and (
             value < high if below else value <= high
         )
 
-    return accepts, f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    return accepts, f"a number in {interval}" + (", or None" if optional else "")
 
 
 def _count(*, optional: bool = False) -> Any:
@@ -320,6 +331,7 @@ _AT_LEAST_0 = _number(0, float("inf"), below=True)
 _CHECKS: dict[str, Any] = {
     "sigma_clean": _number(0, 1, below=True),
     "sigma_triggered": _number(0, 1, below=True),
+    "sigma_slow": _number(0, 1, optional=True),
     "guidance_weight": _AT_LEAST_0,
     "unlearning_weight": _AT_LEAST_0,
     "temperature": _POSITIVE,

@@ -44,11 +44,20 @@ class SampleTable:
         clean: bool [N].
         triggered: bool [N].
         triggered_weight: weight of the unlearning, float32 [N].
+        guidance_weight: weight of the guidance, float32 [N].
         teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
         teacher: CLIP's logits of the triggered samples, float32 [max(T, 1), C].
     """
 
-    NAMES = ("labels", "clean", "triggered", "triggered_weight", "teacher_row", "teacher")
+    NAMES = (
+        "labels",
+        "clean",
+        "triggered",
+        "triggered_weight",
+        "guidance_weight",
+        "teacher_row",
+        "teacher",
+    )
 
     def __init__(
         self,
@@ -58,6 +67,7 @@ class SampleTable:
         triggered: Bool[Tensor, "n"],
         triggered_weight: Float[Tensor, "n"],
         teacher: Float[Tensor, "t classes"],
+        guidance_weight: Float[Tensor, "n"] | None = None,
     ) -> None:
         rows = triggered.long().cumsum(0) - 1
         self.tensors = {
@@ -65,6 +75,7 @@ class SampleTable:
             "clean": clean,
             "triggered": triggered,
             "triggered_weight": triggered_weight,
+            "guidance_weight": triggered.float() if guidance_weight is None else guidance_weight,
             "teacher_row": torch.where(triggered, rows, torch.zeros_like(rows)),
             "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
         }

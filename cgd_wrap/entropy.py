@@ -93,7 +93,13 @@ class EntropyMap:
         clip_nll, clip_rank, suspicious_nll, suspicious_rank = columns
         return cls(clip_nll, suspicious_nll, clip_rank, suspicious_rank)
 
-    def split(self, *, sigma_clean: float = 0.2, sigma_triggered: float = 0.1) -> Split:
+    def split(
+        self,
+        *,
+        sigma_clean: float = 0.2,
+        sigma_triggered: float = 0.1,
+        sigma_slow: float | None = None,
+    ) -> Split:
         """Cut the map by :func:`functional.split_by_rank`, whose arguments these are.
 
         Raises:
@@ -106,6 +112,7 @@ class EntropyMap:
             self.suspicious_rank,
             sigma_clean=sigma_clean,
             sigma_triggered=sigma_triggered,
+            sigma_slow=sigma_slow,
         )
 
 

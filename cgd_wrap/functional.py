@@ -122,6 +122,7 @@ def split_by_rank(
     *,
     sigma_clean: float = 0.2,
     sigma_triggered: float = 0.1,
+    sigma_slow: float | None = None,
 ) -> Split:
     """Cut the entropy map into clean, triggered and mixed samples (paper, section 3.2).
 
@@ -129,11 +130,15 @@ def split_by_rank(
     triggered: ``clip_rank > 1 - sigma_triggered`` or ``suspicious_rank < sigma_triggered``;
     mixed: the rest. Samples whose ranks are NaN (unreadable ones) are in none of the three.
 
+    With ``sigma_slow``, mixed samples of ``suspicious_rank >= sigma_slow`` are clean, too: they
+    were learned too slowly for a backdoor, and CLIP's doubt is not grave.
+
     Args:
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: the same under the suspicious model.
         sigma_clean: sigma_1, in [0, 1).
         sigma_triggered: sigma_2, in [0, sigma_clean].
+        sigma_slow: in [sigma_clean, 1], or None for the paper's split.
 
     Raises:
         ValueError: if the thresholds are out of range, or would let the splits overlap.
@@ -147,6 +152,10 @@ def split_by_rank(
         )
     clean = (clip_rank <= 1 - sigma_clean) & (suspicious_rank >= sigma_clean)
     triggered = (clip_rank > 1 - sigma_triggered) | (suspicious_rank < sigma_triggered)
+    if sigma_slow is not None:
+        if not sigma_clean <= sigma_slow <= 1:
+            raise ValueError(f"expected {sigma_clean=} <= sigma_slow <= 1, got {sigma_slow}")
+        clean |= (suspicious_rank >= sigma_slow) & ~triggered & ~clip_rank.isnan()
     readable = ~(clip_rank.isnan() | suspicious_rank.isnan())
     triggered &= readable
     return Split(clean=clean, triggered=triggered, mixed=readable & ~clean & ~triggered)
@@ -222,21 +231,21 @@ class LossTerms(NamedTuple):
 
 
 class Normalisers(NamedTuple):
-    """What the sums over clean, triggered, and weighted triggered samples are divided by."""
+    """What the sums of the three parts of the loss are divided by."""
 
     clean: Float[Tensor, ""]
-    triggered: Float[Tensor, ""]
+    guidance: Float[Tensor, ""]
     unlearning: Float[Tensor, ""]
 
     @classmethod
     def of_batch(
         cls,
-        clean_weight: Float[Tensor, "b"],
-        triggered: Bool[Tensor, "b"],
-        triggered_weight: Float[Tensor, "b"],
+        clean: Float[Tensor, "b"],
+        guidance: Float[Tensor, "b"],
+        unlearning: Float[Tensor, "b"],
     ) -> Normalisers:
-        """The batch's own counts: the loss is then made of means over the batch."""
-        return cls(clean_weight.sum(), triggered.float().sum(), triggered_weight.sum())
+        """The batch's own sums of weights: the loss is then made of means over the batch."""
+        return cls(clean.sum(), guidance.sum(), unlearning.sum())
 
 
 def cgd_loss_terms(
@@ -251,22 +260,25 @@ def cgd_loss_terms(
     temperature: float,
     epsilon: float = 1e-6,
     triggered_weight: Float[Tensor, "b"] | None = None,
+    guidance_weight: Float[Tensor, "b"] | None = None,
     clean_nll: Float[Tensor, "b"] | None = None,
     normalisers: Normalisers | None = None,
 ) -> LossTerms:
-    """The parts of :func:`cgd_loss`, whose arguments it shares, and two more.
+    """The parts of :func:`cgd_loss`, whose arguments it shares, and three more.
 
+    ``guidance_weight`` is to the guidance what ``triggered_weight`` is to the unlearning;
     ``clean_nll`` is a loss per sample in place of the cross entropy, such as a smoothed one;
     ``normalisers`` are divisors in place of the batch's own counts (see ``CGDLoss``).
     """
     outputs = outputs.float()
     if clean_nll is None:
         clean_nll = F.cross_entropy(outputs, labels, reduction="none")
-    unlearning_weight = triggered.float()
-    if triggered_weight is not None:
-        unlearning_weight = unlearning_weight * triggered_weight.float()
+    pull, push = (
+        triggered.float() if weight is None else triggered * weight.float()
+        for weight in (guidance_weight, triggered_weight)
+    )
     if normalisers is None:
-        normalisers = Normalisers.of_batch(clean.float(), triggered, unlearning_weight)
+        normalisers = Normalisers.of_batch(clean.float(), pull, push)
     log_p = F.log_softmax(outputs, dim=1).gather(1, labels[:, None]).squeeze(1)
     kl = F.kl_div(
         F.log_softmax(outputs / temperature, dim=1),
@@ -276,11 +288,9 @@ def cgd_loss_terms(
     ).sum(dim=1)
     return LossTerms(
         clean=_masked_mean(clean_nll, clean, normalisers.clean),
-        guidance=alpha * temperature**2 * _masked_mean(kl, triggered, normalisers.triggered),
+        guidance=alpha * temperature**2 * _masked_mean(pull * kl, triggered, normalisers.guidance),
         unlearning=beta
-        * _masked_mean(
-            unlearning_weight * torch.log(log_p.exp() + epsilon), triggered, normalisers.unlearning
-        ),
+        * _masked_mean(push * torch.log(log_p.exp() + epsilon), triggered, normalisers.unlearning),
     )
 
 

@@ -198,6 +198,7 @@ class CGDGuard:
             clean=result.split.clean,
             triggered=triggered,
             triggered_weight=weight,
+            guidance_weight=weight if self.config.doubt_labels else None,
             teacher=teacher,
         )
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)

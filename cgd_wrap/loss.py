@@ -33,23 +33,25 @@ class Composition:
 
     Attributes:
         clean: probability that it is a clean sample of each class, float32 [C].
-        triggered: probability that it is triggered.
-        unlearning: mean weight of the unlearning, 0 for samples that aren't triggered.
+        guidance: mean weight of the guidance, 0 for samples that aren't triggered.
+        unlearning: mean weight of the unlearning, likewise.
     """
 
     clean: Float[Tensor, "classes"]
-    triggered: float
+    guidance: float
     unlearning: float
 
     @classmethod
     def of(cls, table: SampleTable, indices: Int[Tensor, "m"]) -> Composition:
         """The composition of an index map."""
-        t = {name: table.tensors[name] for name in ("labels", "clean", "triggered")}
-        labels, clean, triggered = (t[name][indices] for name in ("labels", "clean", "triggered"))
-        counts = torch.bincount(labels[clean], minlength=table.num_classes)
+        t = {name: table.tensors[name][indices] for name in SampleTable.NAMES[:-1]}
+        counts = torch.bincount(t["labels"][t["clean"]], minlength=table.num_classes)
         size = max(len(indices), 1)
-        weight = table.tensors["triggered_weight"][indices] * triggered
-        return cls(counts / size, float(triggered.sum()) / size, float(weight.sum()) / size)
+        pull, push = (
+            float((t[name] * t["triggered"]).sum()) / size
+            for name in ("guidance_weight", "triggered_weight")
+        )
+        return cls(counts / size, pull, push)
 
 
 class CGDLoss(nn.Module):
@@ -126,15 +128,17 @@ class CGDLoss(nn.Module):
             table = self.table.on(outputs.device)
             labels = table["labels"][index]
             clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
-            weight = table["triggered_weight"][index]
+            pull = table["guidance_weight"][index] * triggered
+            push = table["triggered_weight"][index] * triggered
             by_class = class_weight(self.criterion, outputs)
             terms = cgd_loss_terms(
                 outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
                 alpha=self.config.guidance_weight, beta=self.config.unlearning_weight,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
-                triggered_weight=weight, clean_nll=self._per_sample(outputs, labels),
+                triggered_weight=push, guidance_weight=pull,
+                clean_nll=self._per_sample(outputs, labels),
                 normalisers=self._normalisers(
-                    tagged, clean * by_class[labels], triggered, weight, by_class,
+                    tagged, clean * by_class[labels], pull, push, by_class,
                     over_processes=self.training and outputs.requires_grad and is_distributed(),
                 ),
             )  # fmt: skip
@@ -145,20 +149,17 @@ class CGDLoss(nn.Module):
         self,
         tagged: Tensor,
         clean: Tensor,
-        triggered: Tensor,
-        weight: Tensor,
+        pull: Tensor,
+        push: Tensor,
         by_class: Tensor,
         *,
         over_processes: bool,
     ) -> Normalisers:
         if self.config.normalise_by == "expectation":
-            size, mean = tagged.sum().float(), self.composition
-            return Normalisers(
-                size * (mean.clean.to(clean.device) * by_class).sum(),
-                size * mean.triggered,
-                size * mean.unlearning,
-            )
-        counts = Normalisers.of_batch(clean, triggered, weight * triggered)
+            share = self.composition.clean.to(clean.device)
+            expected = tagged.sum().float() * (share * by_class).sum()
+            return Normalisers(expected, expected, expected)
+        counts = Normalisers.of_batch(clean, pull, push)
         if not over_processes:  # an evaluation may run on one process alone
             return counts
         # DDP averages the gradients: with the group's counts and this factor, the average is the

@@ -72,7 +72,9 @@ class ScanResult:
             clip_score, suspicious_score, valid=valid, reference_scores=config.reference_scores
         )
         split = entropy_map.split(
-            sigma_clean=config.sigma_clean, sigma_triggered=config.sigma_triggered
+            sigma_clean=config.sigma_clean,
+            sigma_triggered=config.sigma_triggered,
+            sigma_slow=config.sigma_slow,
         )
         return cls(
             entropy_map=entropy_map,

@@ -19,6 +19,7 @@ from cgd_wrap.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
+BATCH_MULTIPLE = 16  # batches of such sizes gave the same bits for 1 to 4 threads
 WORKER_DEATHS_ALLOWED = 3  # samples that killed their worker, before we give up
 
 
@@ -155,7 +156,7 @@ class Scan:
         while good:
             # Not a range with a step: the batch size may shrink on the way.
             batch, good = good[: self.batch_size], good[self.batch_size :]
-            scores = self._score_within_memory(_stack(batch))
+            scores = self._score_within_memory(_padded(_stack(batch)))[: len(batch)]
             for (index, _), row in zip(batch, scores, strict=True):
                 if bool(row.isfinite().all()):
                     results[index] = row
@@ -286,6 +287,16 @@ def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
             "transform, or pass eval_dataset_view= or clip_dataset= with such a transform."
         )
     return torch.stack([image for _, image in samples])
+
+
+def _padded(images: Float[Tensor, "b ..."]) -> Float[Tensor, "padded ..."]:
+    """A ragged batch, filled up with its last image.
+
+    CPU kernels cut ragged batches by the number of threads, and round differently for it; a
+    process that a launcher started has fewer threads than one that stands alone.
+    """
+    missing = -len(images) % BATCH_MULTIPLE
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
 
 
 def _is_worker_death(error: RuntimeError) -> bool:
