@@ -78,10 +78,12 @@ class CGDConfig:
             this power, >= 0; 0 weighs all alike, as the paper does.
         doubt_labels: take the corner weight as the probability that a triggered sample's label is
             wrong: tell the teacher, and weigh the guidance by it. Paper: no.
-        normalise_by: ``"expectation"`` divides the loss' sums by what a batch holds on average,
-            which makes the loss linear in the samples: gradient accumulation and any number of
-            processes give exactly the whole batch's gradient. ``"batch"`` divides by each batch's
-            own counts, as the paper does; under DDP these are summed over the processes.
+        normalise_by: ``"expectation"`` divides all three sums of the loss by the number of clean
+            samples that a batch holds on average: alpha and beta then say what a triggered sample
+            weighs against a clean one, and the loss is linear in the samples, so that gradient
+            accumulation and any number of processes give exactly the whole batch's gradient.
+            ``"batch"`` takes means over each batch's own clean and triggered samples, as the
+            paper does; under DDP these are counted over all processes.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The
@@ -99,13 +101,17 @@ class CGDConfig:
         holdout_fraction: share of the clean split that is kept out of training, for the stopping
             rule, in [0, 1).
         tolerance: :meth:`CGDGuard.stopping` stops when clean accuracy has fallen by more than
-            this many percentage points below its best, > 0. Paper: 1.
+            this many percentage points below its best, > 0; None measures without stopping, for
+            schedules that start from a high learning rate. Paper: 1.
         epochs: of :meth:`CGDGuard.fit`, >= 1. Paper: 10.
         batch_size: of :meth:`CGDGuard.fit`, samples a step, over all processes. Paper: 256.
         learning_rate: of :meth:`CGDGuard.fit`, SGD, > 0. Paper: 0.01.
-        momentum: of :meth:`CGDGuard.fit`, in [0, 1). Paper: 0.
+        momentum: of :meth:`CGDGuard.fit`, Nesterov's, in [0, 1). Paper: 0.
         weight_decay: of :meth:`CGDGuard.fit`, >= 0. Paper: 5e-4.
-        lr_schedule: ``"cosine"`` (to 0, by step) or ``"constant"``. Paper: constant.
+        lr_schedule: ``"cosine"`` (up over the first tenth of the steps, then down to 0) or
+            ``"constant"``. Paper: constant.
+        max_gradient_norm: of :meth:`CGDGuard.fit`: longer gradients are cut to this, > 0, or None.
+            A converged model that unlearns meets sudden steep slopes. Paper: None.
         max_batches_per_epoch: cuts an epoch off, or None. Reference code: 200.
         mixed_precision: of :meth:`CGDGuard.fit` without an accelerator of yours: ``"no"``,
             ``"fp16"`` or ``"bf16"``.
@@ -123,7 +129,7 @@ class CGDConfig:
     sigma_clean: float = 0.2
     sigma_triggered: float = 0.1
     sigma_slow: float | None = 0.3
-    guidance_weight: float = 1.0
+    guidance_weight: float = 4.0
     unlearning_weight: float = 0.05
     temperature: float = 1.0
     epsilon: float = 1e-6
@@ -142,13 +148,14 @@ class CGDConfig:
     suspicious_weight_decay: float = 5e-4
     suspicious_batch_size: int = 256
     holdout_fraction: float = 0.05
-    tolerance: float = 5.0
-    epochs: int = 8
-    batch_size: int = 256
-    learning_rate: float = 0.02
+    tolerance: float | None = None
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Literal["cosine", "constant"] = "cosine"
+    max_gradient_norm: float | None = 1.0
     max_batches_per_epoch: int | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     on_bad_sample: Literal["raise", "record"] = "raise"
@@ -194,9 +201,11 @@ class CGDConfig:
             "suspicious_runs": 3,
             "tolerance": 1.0,
             "epochs": 10,
+            "batch_size": 256,
             "learning_rate": 0.01,
             "momentum": 0.0,
             "lr_schedule": "constant",
+            "max_gradient_norm": None,
             "max_batches_per_epoch": 200,
         }
         return cls(**(numbers | changes))
@@ -354,13 +363,14 @@ _CHECKS: dict[str, Any] = {
     "suspicious_weight_decay": _AT_LEAST_0,
     "suspicious_batch_size": _count(),
     "holdout_fraction": _number(0, 1, below=True),
-    "tolerance": _POSITIVE,
+    "tolerance": _number(0, float("inf"), above=True, below=True, optional=True),
     "epochs": _count(),
     "batch_size": _count(),
     "learning_rate": _POSITIVE,
     "momentum": _number(0, 1, below=True),
     "weight_decay": _AT_LEAST_0,
     "lr_schedule": _choice("cosine", "constant"),
+    "max_gradient_norm": _number(0, float("inf"), above=True, below=True, optional=True),
     "max_batches_per_epoch": _count(optional=True),
     "mixed_precision": _choice("no", "fp16", "bf16"),
     "on_bad_sample": _choice("raise", "record"),

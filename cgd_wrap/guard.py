@@ -23,7 +23,7 @@ from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CGDError, DatasetError
 from cgd_wrap.functional import balanced_indices, corner_weight, doubted_teacher
 from cgd_wrap.loaders import guarded_loader
-from cgd_wrap.loss import CGDLoss, Composition, Criterion
+from cgd_wrap.loss import CGDLoss, Criterion, clean_share
 from cgd_wrap.passes import PassOptions, StoredLogits
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
@@ -320,8 +320,8 @@ class CGDGuard:
         """Wrap a criterion: see :class:`CGDLoss`. Default: cross entropy."""
         _ = self.result
         assert self._table is not None
-        composition = Composition.of(self._table, self.epoch_indices().of(0))
-        return CGDLoss(self._table, composition, self.config, criterion)
+        share = clean_share(self._table, self.epoch_indices().of(0))
+        return CGDLoss(self._table, share, self.config, criterion)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None

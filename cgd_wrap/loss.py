@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,31 +26,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 CHECK_EVERY = 100  # steps on a GPU between looks for untagged batches, each of which waits for it
 
 
-@dataclass(frozen=True, eq=False)
-class Composition:
-    """What an average sample of the training stream is.
-
-    Attributes:
-        clean: probability that it is a clean sample of each class, float32 [C].
-        guidance: mean weight of the guidance, 0 for samples that aren't triggered.
-        unlearning: mean weight of the unlearning, likewise.
-    """
-
-    clean: Float[Tensor, "classes"]
-    guidance: float
-    unlearning: float
-
-    @classmethod
-    def of(cls, table: SampleTable, indices: Int[Tensor, "m"]) -> Composition:
-        """The composition of an index map."""
-        t = {name: table.tensors[name][indices] for name in SampleTable.NAMES[:-1]}
-        counts = torch.bincount(t["labels"][t["clean"]], minlength=table.num_classes)
-        size = max(len(indices), 1)
-        pull, push = (
-            float((t[name] * t["triggered"]).sum()) / size
-            for name in ("guidance_weight", "triggered_weight")
-        )
-        return cls(counts / size, pull, push)
+def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, "classes"]:
+    """Share of an index map that is a clean sample of each class, in [0, 1]."""
+    labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
+    return torch.bincount(labels[clean], minlength=table.num_classes) / max(len(indices), 1)
 
 
 class CGDLoss(nn.Module):
@@ -63,8 +41,8 @@ class CGDLoss(nn.Module):
 
     Args:
         table: what is known of each sample.
-        composition: of the stream that is trained on; what ``normalise_by="expectation"`` divides
-            by.
+        share: what part of the stream that is trained on is a clean sample of each class, as
+            :func:`clean_share` says; what ``normalise_by="expectation"`` expects.
         config: weights and temperature of the loss.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
@@ -78,12 +56,12 @@ class CGDLoss(nn.Module):
     def __init__(
         self,
         table: SampleTable,
-        composition: Composition,
+        share: Float[Tensor, "classes"],
         config: CGDConfig,
         criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
-        self.table, self.composition, self.config = table, composition, config
+        self.table, self.share, self.config = table, share, config
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
         self.last_terms: LossTerms | None = None
         self.untagged_batches = 0
@@ -156,8 +134,7 @@ class CGDLoss(nn.Module):
         over_processes: bool,
     ) -> Normalisers:
         if self.config.normalise_by == "expectation":
-            share = self.composition.clean.to(clean.device)
-            expected = tagged.sum().float() * (share * by_class).sum()
+            expected = tagged.sum() * (self.share.to(clean.device) * by_class).sum()
             return Normalisers(expected, expected, expected)
         counts = Normalisers.of_batch(clean, pull, push)
         if not over_processes:  # an evaluation may run on one process alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from typing import Any
 
 import torch
@@ -20,17 +21,17 @@ class ToleranceRule:
     """Stop when accuracy has fallen more than ``tolerance`` points below its best.
 
     Args:
-        tolerance: percentage points, > 0.
+        tolerance: percentage points, > 0; None never stops.
 
     Attributes:
         best: highest accuracy so far, in [0, 1].
         stopped: whether the rule has fired; it stays fired.
     """
 
-    def __init__(self, tolerance: float) -> None:
-        if not tolerance > 0:
+    def __init__(self, tolerance: float | None) -> None:
+        if tolerance is not None and not tolerance > 0:
             raise ValueError(f"tolerance must be above 0 percentage points, got {tolerance}")
-        self.tolerance = tolerance
+        self.tolerance = math.inf if tolerance is None else tolerance
         self.best = 0.0
         self.stopped = False
 
@@ -55,7 +56,7 @@ class CleanAccuracyStopping:
         history: accuracy after each call of :meth:`step`, in [0, 1].
     """
 
-    def __init__(self, loader: DataLoader[Any], tolerance: float) -> None:
+    def __init__(self, loader: DataLoader[Any], tolerance: float | None) -> None:
         self.loader = loader
         self.rule = ToleranceRule(tolerance)
         self.history: list[float] = []

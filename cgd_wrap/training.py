@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WARM_UP = 0.1  # of all steps
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -81,6 +83,7 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
     )  # fmt: skip
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = min(len(loader), config.max_batches_per_epoch or len(loader))
@@ -98,12 +101,14 @@ def fit(
             for step, batch in enumerate(loader):
                 if step == steps:
                     break
-                _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
+                _set_rate(optimizer, config, (epoch * steps + step + 1) / (config.epochs * steps))
                 with accelerator.autocast():
                     outputs = logits_of(trained(batch[image_key]))
                 loss = criterion(outputs, batch[label_key])
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(loss)
+                if config.max_gradient_norm is not None:
+                    accelerator.clip_grad_norm_(trained.parameters(), config.max_gradient_norm)
                 optimizer.step()
                 sums += _terms(criterion)
                 bar.update()
@@ -148,7 +153,13 @@ def _record(
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: CGDConfig, done: float) -> None:
-    """Learning rate after a share ``done`` of all steps: a half cosine to 0, or constant."""
-    factor = 0.5 * (1 + math.cos(math.pi * done)) if config.lr_schedule == "cosine" else 1.0
+    """Learning rate after a share ``done`` of all steps: constant, or a warm-up and half a cosine.
+
+    Without the warm-up, momentum throws a converged model far off in its first steps.
+    """
+    factor = 1.0
+    if config.lr_schedule == "cosine":
+        rest = max(0.0, (done - WARM_UP) / (1 - WARM_UP))
+        factor = min(done / WARM_UP, 0.5 * (1 + math.cos(math.pi * rest)))
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor

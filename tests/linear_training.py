@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cgd_wrap import CGDConfig, CGDLoss
 from cgd_wrap.dataset import TAG
-from cgd_wrap.loss import Composition
+from cgd_wrap.loss import clean_share
 
 FEATURES = 6
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.25])
@@ -31,8 +31,8 @@ ORDERS = {
 
 def loss_of(criterion: Any = None, **changes: Any) -> CGDLoss:
     table = made_up_table()
-    composition = Composition.of(table, torch.arange(TABLE_SIZE))
-    return CGDLoss(table, composition, CGDConfig(**changes), criterion)
+    share = clean_share(table, torch.arange(TABLE_SIZE))
+    return CGDLoss(table, share, CGDConfig(**changes), criterion)
 
 
 def inputs(size: int = TABLE_SIZE) -> Tensor:

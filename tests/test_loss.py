@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDLoss, functional
 from cgd_wrap.dataset import TAG, SampleTable
-from cgd_wrap.loss import Composition
+from cgd_wrap.loss import clean_share
 
 
 class Focal(nn.Module):
@@ -115,7 +115,7 @@ def test_paper_preset_gives_the_authors_loss(golden_split, golden_loss):
         labels=g["labels"], clean=g["clean"], triggered=g["triggered"],
         triggered_weight=torch.ones(len(g["labels"])), teacher=g["clip_logits"][g["triggered"]],
     )  # fmt: skip
-    loss = CGDLoss(table, Composition.of(table, index), CGDConfig.paper())
+    loss = CGDLoss(table, clean_share(table, index), CGDConfig.paper())
     outputs = golden_loss["outputs"].clone().requires_grad_()
     found = loss(outputs, index + TAG)
     found.backward()

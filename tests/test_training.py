@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cgd_wrap import BalancedSampler, CGDConfig, CGDGuard, CGDLoss
 from cgd_wrap.dataset import GuardedDataset
-from cgd_wrap.loss import Composition
+from cgd_wrap.loss import clean_share
 from cgd_wrap.sampler import EpochIndices
 from cgd_wrap.stopping import CleanAccuracyStopping
 from cgd_wrap.training import EpochRecord, fit
@@ -61,7 +61,7 @@ def trained(
     )
     dataset = GuardedDataset(base or separable(), SampleLayout(*keys))
     loader = DataLoader(dataset, config.batch_size, sampler=BalancedSampler(epochs))
-    criterion = CGDLoss(table, Composition.of(table, epochs.of(0)), config)
+    criterion = CGDLoss(table, clean_share(table, epochs.of(0)), config)
     accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
     return fit(
         model, loader, criterion, config, accelerator,
