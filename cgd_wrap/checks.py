@@ -8,12 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.model_outputs import logits_of
 from cgd_wrap.prediction import evaluating
 from cgd_wrap.randomness import kept_rng
-from cgd_wrap.suspicious import logits_of
 from cgd_wrap.views import RawImages
 from cgd_wrap.views.class_names import check_class_names, find_class_names
 from cgd_wrap.views.layout import SampleLayout, first_readable
@@ -112,6 +113,32 @@ def input_shape(dataset: Any, layout: SampleLayout, raw: RawImages) -> tuple[int
             sizes.add(raw[index].size)
     width, height = sizes.pop() if len(sizes) == 1 else FALLBACK_SIZE
     return 3, height, width
+
+
+def check_clean_classes(
+    labels: Int[Tensor, "n"],
+    clean: Bool[Tensor, "n"],
+    class_names: Sequence[str],
+    *,
+    allow_missing: bool,
+) -> None:
+    """Refuse, or with ``allow_missing`` warn of, a split that leaves a class without clean samples.
+
+    Raises:
+        DatasetError: naming the classes.
+    """
+    present = torch.bincount(labels, minlength=len(class_names)) > 0
+    kept = torch.bincount(labels[clean], minlength=len(class_names)) > 0
+    missing = [class_names[i] for i in (present & ~kept).nonzero().squeeze(1).tolist()]
+    if not missing:
+        return
+    message = (
+        f"no sample of {missing[:10]} is in the clean split: the model would unlearn these "
+        "classes. Does CLIP know them by these names? Try other class_names or prompts"
+    )
+    if not allow_missing:
+        raise DatasetError(f"{message}; allow_missing_classes=True goes on regardless.")
+    logger.warning("%s.", message[0].upper() + message[1:])
 
 
 def warn_of_disagreement(agreement: float, num_classes: int) -> None:

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--attack", choices=("badnets", "blended", "sig", "flip"), default="badnets")
     demo.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("cgd-demo"))
+    demo.add_argument("--config", type=Path, help="YAML file of CGDConfig")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(command=_demo)
@@ -79,9 +80,11 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from cgd_wrap.demo.run import as_table, run_demo
 
+    config = CGDConfig.from_yaml(args.config) if args.config else CGDConfig(seed=args.seed)
     result = run_demo(
-        args.attack, folder=args.out, seed=args.seed, progress=not args.quiet, say=print
-    )
+        args.attack, folder=args.out, config=config, seed=args.seed,
+        progress=not args.quiet, say=print,
+    )  # fmt: skip
     print(as_table(result))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

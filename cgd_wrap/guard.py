@@ -20,10 +20,11 @@ from cgd_wrap.clip_pass import clip_pass
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.dataset import BalancedView, GuardedDataset, SampleTable
 from cgd_wrap.entropy import EntropyMap
-from cgd_wrap.errors import CGDError, DatasetError
-from cgd_wrap.functional import balanced_indices, corner_weight, doubted_teacher
+from cgd_wrap.errors import CGDError
+from cgd_wrap.functional import balanced_indices
 from cgd_wrap.loaders import guarded_loader
 from cgd_wrap.loss import CGDLoss, Criterion, clean_share
+from cgd_wrap.model_outputs import unwrapped
 from cgd_wrap.passes import PassOptions, StoredLogits
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
@@ -31,7 +32,7 @@ from cgd_wrap.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.scan_result import ScanResult
 from cgd_wrap.split import Split
 from cgd_wrap.stopping import CleanAccuracyStopping
-from cgd_wrap.suspicious import load_checkpoint, unwrapped
+from cgd_wrap.suspicious import load_checkpoint
 from cgd_wrap.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
 from cgd_wrap.views import EvaluatedImages, LabelledImages, ModelInputs, RawImages
 from cgd_wrap.views.fingerprint import dataset_fingerprint, sample_fingerprint
@@ -184,23 +185,12 @@ class CGDGuard:
 
     def _adopt(self, result: ScanResult) -> None:
         checks.warn_of_disagreement(result.agreement, len(self.class_names))
-        self._check_missing_classes(result.split)
+        checks.check_clean_classes(
+            self.targets, result.split.clean, self.class_names,
+            allow_missing=self.config.allow_missing_classes,
+        )  # fmt: skip
         self._result, self._view = result, None
-        ranks = result.entropy_map
-        weight = corner_weight(
-            ranks.clip_rank, ranks.suspicious_rank, power=self.config.corner_power
-        )
-        triggered, teacher = result.split.triggered, result.teacher
-        if self.config.doubt_labels:
-            teacher = doubted_teacher(teacher, self.targets[triggered], weight[triggered])
-        self._table = SampleTable(
-            labels=self.targets,
-            clean=result.split.clean,
-            triggered=triggered,
-            triggered_weight=weight,
-            guidance_weight=weight if self.config.doubt_labels else None,
-            teacher=teacher,
-        )
+        self._table = result.table(self.targets, self.config)
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
 
@@ -235,20 +225,6 @@ class CGDGuard:
         folder = tempfile.mkdtemp(prefix="cgd-wrap-")
         self._temporary_cache = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(runtime.share(folder))
-
-    def _check_missing_classes(self, split: Split) -> None:
-        present = torch.bincount(self.targets, minlength=len(self.class_names)) > 0
-        clean = torch.bincount(self.targets[split.clean], minlength=len(self.class_names)) > 0
-        missing = [self.class_names[i] for i in (present & ~clean).nonzero().squeeze(1).tolist()]
-        if not missing:
-            return
-        message = (
-            f"no sample of {missing[:10]} is in the clean split: the model would unlearn these "
-            "classes. Does CLIP know them by these names? Try other class_names or prompts"
-        )
-        if not self.config.allow_missing_classes:
-            raise DatasetError(f"{message}; allow_missing_classes=True goes on regardless.")
-        logger.warning("%s.", message[0].upper() + message[1:])
 
     # --- what the scan found --------------------------------------------------------------------
 
@@ -481,10 +457,11 @@ class CGDGuard:
         return guard
 
     def _saved_identity(self) -> dict[str, Any]:
-        thresholds = ("sigma_clean", "sigma_triggered", "holdout_fraction", "scaled_clip_logits")
+        thresholds = ("sigma_clean", "sigma_triggered", "sigma_slow", "holdout_fraction")
         return {
             "dataset": dataset_fingerprint(self.base),
             "labels": dataset_fingerprint(self.targets),
             "class_names": list(self.class_names),
+            "scaled_clip_logits": self.config.scaled_clip_logits,
             **{name: getattr(self.config, name) for name in thresholds},
         }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cgd_wrap.errors import DatasetError
+from cgd_wrap.model_outputs import logits_of
 from cgd_wrap.randomness import kept_rng
 
 logger = logging.getLogger(__name__)
@@ -101,13 +102,7 @@ def _image_and_label(sample: Any) -> tuple[Any, Any]:
 
 
 def _classes(output: Any) -> Int64[Tensor, "b"]:
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shape = f" of shape {list(logits.shape)}" if isinstance(logits, Tensor) else ""
-        raise TypeError(
-            "the model must return logits [B, C] or an output with .logits, "
-            f"got a {type(logits).__name__}{shape}."
-        )
+    logits = logits_of(output)
     # argmax calls an all-NaN row class 0, which may well be the target.
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1).cpu()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from cgd_wrap import functional
 from cgd_wrap.cache import FORMAT, check_fingerprint, write_atomically, write_json
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.dataset import SampleTable
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.passes import StoredLogits
@@ -83,6 +84,29 @@ class ScanResult:
             teacher=clip.rows(split.triggered.nonzero().squeeze(1)),
             agreement=float(hits[valid].double().mean()),
             bad=dict(sorted(bad.items())),
+        )
+
+    def table(self, labels: Int[Tensor, "n"], config: CGDConfig) -> SampleTable:
+        """What the loss needs to know of each sample.
+
+        Args:
+            labels: given labels.
+            config: how triggered samples are weighed, and whether the teacher doubts their labels.
+        """
+        ranks, triggered = self.entropy_map, self.split.triggered
+        weight = functional.corner_weight(
+            ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
+        )
+        teacher = self.teacher
+        if config.doubt_labels:
+            teacher = functional.doubted_teacher(teacher, labels[triggered], weight[triggered])
+        return SampleTable(
+            labels=labels,
+            clean=self.split.clean,
+            triggered=triggered,
+            triggered_weight=weight,
+            guidance_weight=weight if config.doubt_labels else None,
+            teacher=teacher,
         )
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:

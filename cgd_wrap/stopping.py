@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from cgd_wrap.model_outputs import unwrapped
 from cgd_wrap.prediction import predict_with_labels
-from cgd_wrap.suspicious import unwrapped
 
 logger = logging.getLogger(__name__)
 

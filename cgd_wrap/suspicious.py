@@ -14,53 +14,20 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.model_outputs import logits_of, unwrapped
 from cgd_wrap.runtime import Runtime
 from cgd_wrap.views import LabelledImages
 
 logger = logging.getLogger(__name__)
 
 _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP and torch.compile add to a name
-
-
-def logits_of(output: Any) -> Float[Tensor, "b classes"]:
-    """Logits of a model's output: the output itself, its ``.logits``, or ``["logits"]``.
-
-    Raises:
-        TypeError: if there is no such thing.
-    """
-    logits = output
-    if not isinstance(output, Tensor):
-        is_dict = isinstance(output, dict)
-        logits = output.get("logits") if is_dict else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise TypeError(
-            "the model must return logits [B, C], or an output with .logits of that shape; got "
-            f"{type(output).__name__}"
-            + (f" with logits of shape {list(logits.shape)}" if isinstance(logits, Tensor) else "")
-        )
-    return logits
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
-    inner: Any = model
-    while (held := _held_by(inner)) is not None:
-        inner = held
-    module: nn.Module = inner
-    return module
-
-
-def _held_by(wrapper: Any) -> Any:
-    if isinstance(wrapper, (DistributedDataParallel, nn.DataParallel)):
-        return wrapper.module
-    return getattr(wrapper, "_orig_mod", None)
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:

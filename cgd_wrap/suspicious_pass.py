@@ -23,9 +23,10 @@ from cgd_wrap.cache import (
     write_json,
 )
 from cgd_wrap.clip import hash_weights
+from cgd_wrap.model_outputs import logits_of
 from cgd_wrap.passes import PassOptions, StoredLogits, stored_logits
 from cgd_wrap.prediction import evaluating
-from cgd_wrap.suspicious import fresh_copy, logits_of, train_suspicious
+from cgd_wrap.suspicious import fresh_copy, train_suspicious
 from cgd_wrap.views.fingerprint import dataset_fingerprint
 
 

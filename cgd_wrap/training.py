@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.loss import CGDLoss
+from cgd_wrap.model_outputs import logits_of
 from cgd_wrap.stopping import CleanAccuracyStopping
-from cgd_wrap.suspicious import logits_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

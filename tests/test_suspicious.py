@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
+from cgd_wrap.model_outputs import logits_of, unwrapped
 from cgd_wrap.runtime import Runtime
-from cgd_wrap.suspicious import fresh_copy, load_checkpoint, logits_of, train_suspicious, unwrapped
+from cgd_wrap.suspicious import fresh_copy, load_checkpoint, train_suspicious
 
 
 def tiny_vit() -> nn.Module:

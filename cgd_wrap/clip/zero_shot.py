@@ -223,14 +223,6 @@ class OpenClipZeroShot(nn.Module):
             "open_clip": open_clip.__version__,
         }
 
-    def text_fingerprint(self) -> dict[str, Any]:
-        """What turns image features into logits; new values need no second image pass."""
-        return {
-            "class_names": list(self.class_names),
-            "templates": list(self.templates),
-            "scaled_logits": self.scaled_logits,
-        }
-
 
 def load_zero_shot(
     clip: str | ZeroShot,

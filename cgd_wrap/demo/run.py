@@ -100,7 +100,7 @@ def run_demo(
     clean_data = transformed(experiment.train, to_tensor)
     clean = experiment.train_victim(clean_data, "clean network")
     say("Guarding: scan, split, repair.")
-    outcome = experiment.defend(attack, victim, clean, config or CGDConfig(seed=seed))
+    outcome = experiment.defend(attack, victim, clean, config or CGDConfig())
     is_poisoned = torch.zeros(len(poisoned), dtype=torch.bool)
     is_poisoned[poisoned.poisoned] = True
     files = outcome.guard.report(
