@@ -145,14 +145,17 @@ def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
     import timm
     from timm.data import create_dataset, create_transform, resolve_data_config
 
+    from cgd_wrap.suspicious import load_checkpoint
+
     if not args.images.is_dir():
         raise FileNotFoundError(f"no folder of images at {args.images}")
     dataset = create_dataset("", root=str(args.images))
-    model = timm.create_model(
-        args.model,
-        num_classes=len(dataset.reader.class_to_idx),
-        checkpoint_path=str(args.checkpoint or ""),
-    )
+    if not timm.is_model(args.model):
+        close = timm.list_models(f"*{args.model.split('.')[0][:6]}*")[:5]
+        raise ValueError(f"timm knows no model {args.model!r}; perhaps one of {close}")
+    model = timm.create_model(args.model, num_classes=len(dataset.reader.class_to_idx))
+    if args.checkpoint:
+        model = load_checkpoint(model, args.checkpoint)
     dataset.transform = create_transform(**resolve_data_config({}, model=model))
     return dataset, model
 

@@ -82,7 +82,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint of the suspicious model at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}")
     loaded = copy.deepcopy(unwrapped(model))
     try:
         if path.suffix == ".safetensors":

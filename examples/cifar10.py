@@ -4,7 +4,8 @@
 
 DATA is a folder with train.parquet and test.parquet (columns img, label), a folder with
 torchvision's CIFAR-10 files, or the hub name of a data set such as uoft-cs/cifar10. Results go to
-OUT/runs.jsonl, a line per run; a run that is there already is not made again.
+OUT/runs.jsonl, a line per run; a run that is there already is not made again. At the end all of
+them are printed as tables.
 """
 
 from __future__ import annotations
@@ -123,20 +124,48 @@ def main() -> None:
             outcome = experiment.defend(attack, victim, clean, config)
             key = {"attack": name, "rate": attack.rate, "preset": preset, "seed": args.seed}
             run = {**key, "dataset": "cifar10", "clip": Path(args.clip).name, **outcome.as_dict()}
-            with log.open("a") as file_:
-                file_.write(json.dumps(run) + "\n")
-            print_row(run)
+            with log.open("a") as lines_out:
+                lines_out.write(json.dumps(run) + "\n")
+    runs = [json.loads(line) for line in log.read_text().splitlines()]
+    runs.sort(key=lambda run: (list(ATTACKS).index(run["attack"]), run["preset"]))
+    print(as_table(runs))
 
 
-def print_row(run: dict[str, Any]) -> None:
-    """Clean accuracy, attack success rate and robust accuracy in percent, before and after."""
+def as_table(runs: list[dict[str, Any]]) -> str:
+    """All runs as two Markdown tables: what became of the models, and what the split found."""
     names = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
-    before, after, clean = (
-        " / ".join(f"{100 * run[part][name]:.1f}" for name in names)
-        for part in ("before", "after", "clean_trained")
-    )
-    print(f"{run['attack']:8} {run['preset']:8} CA/ASR/RA before {before}, after {after}, "
-          f"clean-trained {clean}", flush=True)  # fmt: skip
+
+    def row(*cells: object) -> str:
+        return "| " + " | ".join(map(str, cells)) + " |"
+
+    def rates(figures: dict[str, float]) -> str:
+        return " / ".join(f"{100 * figures[name]:.1f}" for name in names)
+
+    models = [
+        row("attack", "preset", "before", "after", "clean-trained", "natural rate", "scan s",
+            "repair s"),
+        row(*["---"] * 8),
+    ]  # fmt: skip
+    splits = [
+        row("attack", "preset", "clean", "triggered", "mixed", "poison in clean", "in triggered",
+            "precision", "AUROC CLIP", "AUROC suspicious"),
+        row(*["---"] * 10),
+    ]  # fmt: skip
+    for run in runs:
+        key, seconds, found = (run["attack"], run["preset"]), run["seconds"], run["detection"]
+        models.append(
+            row(*key, rates(run["before"]), rates(run["after"]), rates(run["clean_trained"]),
+                f"{100 * run['natural_rate']:.1f}", f"{seconds['scan']:.0f}",
+                f"{seconds['repair']:.0f}")
+        )  # fmt: skip
+        splits.append(
+            row(*key, *(run["split"][part] for part in ("clean", "triggered", "mixed")),
+                *(f"{100 * found[name]:.1f}%" for name in
+                  ("poison_left_in_clean", "poison_in_triggered", "precision")),
+                f"{found['auroc_clip']:.3f}", f"{found['auroc_suspicious']:.3f}")
+        )  # fmt: skip
+    head = "Clean accuracy / attack success rate / robust accuracy, in percent:"
+    return "\n".join([head, "", *models, "", "The split:", "", *splits, ""])
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_nothing_in_the_folder_can_execute():
 
 def test_zero_shot_is_useful_but_weak(recall):
     """A CLIP without errors would make the demo too easy."""
-    assert 0.75 < recall.mean() < 0.93
+    assert 0.7 < recall.mean() < 0.95
 
 
 def test_no_class_is_lost(recall):

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cgd_wrap import CGDConfig, cli
+from cgd_wrap.demo.run import CLIP
+from cgd_wrap.demo.shapes import ShapesDataset
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of the demo as a folder with a subfolder per class."""
+    shapes = ShapesDataset(300, seed=5)
+    for index, (image, label) in enumerate(shapes):
+        path = tmp_path / "images" / shapes.classes[label] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array(image)).save(path)
+        if index == len(shapes) - 1:
+            break
+    return tmp_path
+
+
+def arguments(command, folder, *more):
+    config = CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True)
+    config.to_yaml(folder / "config.yaml")
+    return [
+        command, str(folder / "images"), "--out", str(folder / "out"), "--model", "test_resnet",
+        "--clip", CLIP, "--config", str(folder / "config.yaml"), "--quiet", *more,
+    ]  # fmt: skip
+
+
+def test_scan_then_report_of_a_folder_of_images(folder, capsys):
+    assert cli.main(arguments("scan", folder)) == 0
+    summary = folder / "out" / "report" / "summary.json"
+    first = json.loads(summary.read_text())
+    summary.unlink()
+    assert cli.main(arguments("report", folder)) == 0
+    assert json.loads(summary.read_text()) == first
+    assert "samples:" in capsys.readouterr().out
+
+
+# timm's dataset leaves its files open for the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_defend_writes_weights_that_load(folder):
+    import timm
+    from safetensors.torch import load_model
+
+    weights = folder / "new" / "repaired.safetensors"
+    assert cli.main(arguments("defend", folder, "--weights-out", str(weights))) == 0
+    missing, unexpected = load_model(timm.create_model("test_resnet", num_classes=10), weights)
+    assert not missing
+    assert not unexpected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--clip", "local-dir:/nowhere"], "no CLIP model in folder"),
+        (["--model", "no_such_model"], "no_such_model"),
+        (["--checkpoint", "/nowhere/weights.pt"], "/nowhere/weights.pt"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(folder, change, words, capsys):
+    assert cli.main(arguments("scan", folder, *change)) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
