@@ -21,7 +21,8 @@ USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 after an error that the user can mend."""
     args = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cgd_wrap").setLevel(logging.INFO)  # other libraries: warnings only
     try:
         args.command(args)
     except USER_ERRORS as error:

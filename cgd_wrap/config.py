@@ -130,7 +130,7 @@ class CGDConfig:
     sigma_triggered: float = 0.1
     sigma_slow: float | None = 0.3
     guidance_weight: float = 4.0
-    unlearning_weight: float = 0.05
+    unlearning_weight: float = 1.0
     temperature: float = 1.0
     epsilon: float = 1e-6
     corner_power: float = 4.0

@@ -400,6 +400,7 @@ class CGDGuard:
             labels=self.targets, paths=paths if any(paths) else None, images=self._raw(),
             bad=self.result.bad,
             sigma_clean=self.config.sigma_clean, sigma_triggered=self.config.sigma_triggered,
+            sigma_slow=self.config.sigma_slow,
             **details,
         )  # fmt: skip
 

@@ -36,6 +36,7 @@ def write_report(
     title: str = "Which samples are poisoned?",
     sigma_clean: float = 0.2,
     sigma_triggered: float = 0.1,
+    sigma_slow: float | None = None,
 ) -> dict[str, Path]:
     """Write figure, page, tables and the reference's score file; each replaces an older one whole.
 
@@ -55,6 +56,7 @@ def write_report(
         title: heading of the page.
         sigma_clean: threshold that the clean split was made with.
         sigma_triggered: threshold that the triggered split was made with.
+        sigma_slow: rank from which mixed samples counted as clean, if there was one.
 
     Returns:
         The files: ``page``, ``figure``, ``samples``, ``summary``, ``entropy_score``.
@@ -68,6 +70,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     thresholds = {"clean": sigma_clean, "triggered": sigma_triggered}
+    if sigma_slow is not None:
+        thresholds["slow"] = sigma_slow
     if poisoned is not None:
         found = detection_figures(entropy_map, split, poisoned).as_dict()
         figures = {**(figures or {}), "detection": found}

@@ -112,7 +112,7 @@ def summarise(
         figures: measured figures by name, or by name within "before", "after" and the like.
         stage_seconds: wall-clock seconds by stage.
         bad: samples that can't be used: index -> [reason, message, path].
-        thresholds: the two sigmas by name.
+        thresholds: the sigmas by name.
     """
     value = {
         "samples": len(split),
