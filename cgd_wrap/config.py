@@ -177,7 +177,7 @@ class CGDConfig:
         if not faults and self.sigma_triggered > self.sigma_clean:
             faults.append("sigma_triggered must not exceed sigma_clean, or the splits overlap")
         if not faults and self.sigma_slow is not None and self.sigma_slow < self.sigma_clean:
-            faults.append("sigma_slow must not be below sigma_clean")
+            faults.append("sigma_slow must not be below sigma_clean: raise it, too, or pass None")
         if faults:
             raise ValueError("CGDConfig: " + "; ".join(faults))
 

@@ -14,7 +14,7 @@ from cgd_wrap.demo.shapes import ShapesDataset
 @pytest.fixture
 def folder(tmp_path):
     """Pictures of the demo as a folder with a subfolder per class."""
-    shapes = ShapesDataset(300, seed=5)
+    shapes = ShapesDataset(120, seed=5)
     for index, (image, label) in enumerate(shapes):
         path = tmp_path / "images" / shapes.classes[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

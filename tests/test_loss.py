@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDLoss, functional
 from cgd_wrap.dataset import TAG, SampleTable
-from cgd_wrap.loss import clean_share
+from cgd_wrap.loss import class_weight, clean_share
 
 
 class Focal(nn.Module):
@@ -124,7 +124,9 @@ def test_paper_preset_gives_the_authors_loss(golden_split, golden_loss):
 
 
 def test_terms_are_those_of_the_formula():
-    loss = loss_of(normalise_by="batch", temperature=2.0, unlearning_weight=0.3)
+    loss = loss_of(
+        normalise_by="batch", temperature=2.0, guidance_weight=1.0, unlearning_weight=0.3
+    )
     index = torch.tensor([3, 15, 22, 7, 12, 19, 0])
     table, outputs = loss.table.tensors, outputs_of(7)
     expected = functional.cgd_loss(
@@ -138,12 +140,19 @@ def test_terms_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("criterion", [None, SMOOTHED])
-def test_both_normalisations_agree_on_the_whole_stream(criterion):
+def test_expectation_weighs_a_triggered_sample_against_a_clean_one(criterion):
     outputs, tags = outputs_of(), torch.arange(TABLE_SIZE) + TAG
-    by_batch, by_expectation = (
-        loss_of(criterion, normalise_by=by)(outputs, tags) for by in ("batch", "expectation")
-    )
-    torch.testing.assert_close(by_batch, by_expectation)
+    by_batch = loss_of(criterion, normalise_by="batch")
+    by_expectation = loss_of(criterion, normalise_by="expectation")
+    by_batch(outputs, tags)
+    by_expectation(outputs, tags)
+    table, batch, found = by_batch.table.tensors, by_batch.last_terms, by_expectation.last_terms
+    by_class = class_weight(by_batch.criterion, outputs)
+    clean = by_class[table["labels"][table["clean"]]].sum()
+    push = table["triggered_weight"][table["triggered"]].sum()
+    torch.testing.assert_close(found.clean, batch.clean)
+    torch.testing.assert_close(found.guidance, batch.guidance * len(TRIGGERED) / clean)
+    torch.testing.assert_close(found.unlearning, batch.unlearning * push / clean)
 
 
 @pytest.mark.parametrize("normalise_by", ["batch", "expectation"])

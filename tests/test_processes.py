@@ -125,7 +125,9 @@ def test_two_processes_share_a_temporary_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate import debug_launcher
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # the processes would inherit it
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns where it is unset
     debug_launcher(one_of_two, (str(tmp_path),), num_processes=2)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
