@@ -34,7 +34,9 @@ ATTACKS: dict[str, Attack] = {
     "sig": SIG(rate=0.8),
     "flip": LabelFlip(rate=0.05),
 }
-PRESETS = {"default": CGDConfig(), "paper": CGDConfig.paper()}
+# The reference stops on the test set. On the 700 images held out here, its tolerance of one point
+# is within the noise, and would end most runs early: the paper's preset runs its epochs out.
+PRESETS = {"default": CGDConfig(), "paper": CGDConfig.paper(tolerance=None)}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
