@@ -121,15 +121,21 @@ def one_of_two(folder: str) -> None:
     torch.save(map_, f"{folder}/{accelerator.process_index}")
 
 
-def test_two_processes_share_a_temporary_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def launch_two(folder: str) -> None:
     from accelerate import debug_launcher
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # the processes would inherit it
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns where it is unset
-    debug_launcher(one_of_two, (str(tmp_path),), num_processes=2)
+    debug_launcher(one_of_two, (folder,), num_processes=2)
+
+
+def test_two_processes_share_a_temporary_cache(tmp_path: Path) -> None:
+    # In a process of its own: debug_launcher forks, and a fork of a process that has used its
+    # OpenMP threads waits for them for ever.
+    code = f"import test_processes; test_processes.launch_two({str(tmp_path)!r})"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent, env=environment(), check=False, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first.shape == (2, 1100)
     assert torch.equal(first, second)
