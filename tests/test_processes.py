@@ -133,8 +133,13 @@ def test_two_processes_share_a_temporary_cache(tmp_path: Path) -> None:
     code = f"import test_processes; test_processes.launch_two({str(tmp_path)!r})"
     run = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent, env=environment(), check=False, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=Path(__file__).parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first.shape == (2, 1100)
