@@ -20,7 +20,6 @@ from cgd_wrap.views.sources import passthrough, readable, spread, untransformed
 
 
 @runtime_checkable
-@runtime_checkable
 class RawView(Protocol):
     """What gives the raw image of sample ``i``."""
 
