@@ -70,6 +70,9 @@ class CGDConfig:
             triggered, in [0, sigma_clean]. Paper: 0.1.
         sigma_slow: mixed samples whose suspicious rank is at least this count as clean: they were
             learned too slowly for a backdoor. In [sigma_clean, 1], or None. Paper: None.
+        readmit_below: in classes that no attack seems to aim at (see :mod:`cgd_wrap.suspects`),
+            triggered and mixed samples with ``clip_rank (1 - suspicious_rank)`` up to this are
+            clean. In [0, 1], or None. Paper: None.
         guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
         unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
@@ -84,6 +87,10 @@ class CGDConfig:
             accumulation and any number of processes give exactly the whole batch's gradient.
             ``"batch"`` takes means over each batch's own clean and triggered samples, as the
             paper does; under DDP these are counted over all processes.
+        exposure_rate: share of the clean draws that get a suspicious image blended in, chosen by
+            its corner weight, while their label stays: the trigger then says nothing of the
+            label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
+        exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The
@@ -129,13 +136,16 @@ class CGDConfig:
     sigma_clean: float = 0.2
     sigma_triggered: float = 0.1
     sigma_slow: float | None = 0.3
+    readmit_below: float | None = 0.3
     guidance_weight: float = 4.0
-    unlearning_weight: float = 1.0
+    unlearning_weight: float = 0.2
     temperature: float = 1.0
     epsilon: float = 1e-6
     corner_power: float = 4.0
     doubt_labels: bool = True
     normalise_by: Literal["expectation", "batch"] = "expectation"
+    exposure_rate: float = 0.7
+    exposure_strength: float = 0.65
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
     reference_scores: bool = False
@@ -189,12 +199,14 @@ class CGDConfig:
         """
         numbers: dict[str, Any] = {
             "sigma_slow": None,
+            "readmit_below": None,
             "guidance_weight": 5e-4,
             "unlearning_weight": 0.025,
             "temperature": 3.0,
             "corner_power": 0.0,
             "doubt_labels": False,
             "normalise_by": "batch",
+            "exposure_rate": 0.0,
             "scaled_clip_logits": False,
             "reference_scores": True,
             "suspicious_epochs": 5,
@@ -341,6 +353,7 @@ _CHECKS: dict[str, Any] = {
     "sigma_clean": _number(0, 1, below=True),
     "sigma_triggered": _number(0, 1, below=True),
     "sigma_slow": _number(0, 1, optional=True),
+    "readmit_below": _number(0, 1, optional=True),
     "guidance_weight": _AT_LEAST_0,
     "unlearning_weight": _AT_LEAST_0,
     "temperature": _POSITIVE,
@@ -348,6 +361,8 @@ _CHECKS: dict[str, Any] = {
     "corner_power": _AT_LEAST_0,
     "doubt_labels": _FLAG,
     "normalise_by": _choice("expectation", "batch"),
+    "exposure_rate": _number(0, 1),
+    "exposure_strength": _number(0, 1, below=True),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,
     "reference_scores": _FLAG,

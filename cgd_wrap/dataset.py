@@ -7,7 +7,7 @@ it for a class (HF Trainer, timm, Lightning, Accelerate, plain PyTorch).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgd_wrap.exposure import Draw, blended, unpack
+from cgd_wrap.randomness import kept_rng
 from cgd_wrap.sampler import EpochIndices
 from cgd_wrap.views.layout import SampleLayout
 
@@ -109,6 +111,7 @@ class SampleTable:
 class GuardedDataset(Dataset[Any]):
     """The user's dataset, same order and length, with each label replaced by a tag.
 
+    An index that is a ``Draw`` shows another image through (see :mod:`cgd_wrap.exposure`).
     A sample keeps its structure and its label's kind. Attributes of the user's dataset are
     readable here; ``transform`` may also be set, as timm's ``create_loader`` does.
 
@@ -125,18 +128,30 @@ class GuardedDataset(Dataset[Any]):
         return len(self.base)
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[int(index)]  # negative indices count from the end
-        return self.layout.with_label(self.base[index], TAG + index)
+        return self._served([index], self._one_by_one)[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         # DataLoader prefers this to __getitem__; a base that has it reads batches at once.
-        indices = [range(len(self))[int(index)] for index in indices]
-        batch = getattr(self.base, "__getitems__", None)
-        samples = batch(indices) if batch else [self.base[index] for index in indices]
-        return [
+        return self._served(indices, getattr(self.base, "__getitems__", self._one_by_one))
+
+    def _one_by_one(self, indices: list[int]) -> list[Any]:
+        return [self.base[index] for index in indices]
+
+    def _served(self, draws: Sequence[int], read: Callable[[list[int]], Any]) -> list[Any]:
+        # Negative indices count from the end; others must exist.
+        indices = [range(len(self))[int(draw)] for draw in draws]
+        samples = [
             self.layout.with_label(sample, TAG + index)
-            for sample, index in zip(samples, indices, strict=True)
+            for sample, index in zip(read(indices), indices, strict=True)
         ]
+        exposed = [(i, draw) for i, draw in enumerate(draws) if isinstance(draw, Draw)]
+        if exposed:
+            with kept_rng():  # the user's augmentation goes on as if these hadn't been read
+                others = read([draw.other for _, draw in exposed])
+            for (i, draw), other in zip(exposed, others, strict=True):
+                images = self.layout.image_of(samples[i]), self.layout.image_of(other)
+                samples[i] = self.layout.with_image(samples[i], blended(*images, draw.share))
+        return samples
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("base", "layout"):
@@ -168,16 +183,17 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self.indices = epochs.of(0).share_memory_()
+        self.indices = epochs.packed(0).share_memory_()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[int(self.indices[int(index)])]
+        return self.dataset[unpack(int(self.indices[int(index)]))]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        return self.dataset.__getitems__(self.indices[torch.as_tensor(indices)].tolist())
+        packed = self.indices[torch.as_tensor(indices)].tolist()
+        return self.dataset.__getitems__([unpack(value) for value in packed])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("dataset", "epochs", "indices"):
@@ -194,5 +210,5 @@ class BalancedView(Dataset[Any]):
         self.dataset.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the oversampled clean samples anew, the same for the same epoch."""
-        self.indices.copy_(self.epochs.of(epoch))
+        """Draw oversampled samples and exposures anew, the same for the same epoch."""
+        self.indices.copy_(self.epochs.packed(epoch))

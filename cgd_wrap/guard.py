@@ -21,6 +21,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.dataset import BalancedView, GuardedDataset, SampleTable
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CGDError
+from cgd_wrap.exposure import Exposure
 from cgd_wrap.functional import balanced_indices
 from cgd_wrap.loaders import guarded_loader
 from cgd_wrap.loss import CGDLoss, Criterion, clean_share
@@ -193,6 +194,8 @@ class CGDGuard:
         self._table = result.table(self.targets, self.config)
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
+        if names := self.suspected_classes:
+            logger.info("An attack seems to aim at: %s.", ", ".join(names))
 
     def _given_suspicious(self) -> nn.Module | None:
         if isinstance(self.suspicious, (str, Path)):
@@ -250,6 +253,12 @@ class CGDGuard:
         return self.result.split
 
     @property
+    def suspected_classes(self) -> list[str]:
+        """Names of the classes that an attack seems to aim at; see :mod:`cgd_wrap.suspects`."""
+        suspected = self.result.suspected.nonzero().squeeze(1)
+        return [self.class_names[index] for index in suspected.tolist()]
+
+    @property
     def logits(self) -> tuple[StoredLogits, StoredLogits]:
         """CLIP's and the suspicious model's logits of all samples, as the scan stored them.
 
@@ -286,7 +295,18 @@ class CGDGuard:
             clean=split.clean & ~self.result.held_out,
             once=once,
             seed=config.seed if seed is None else seed,
+            exposure=self._exposure(),
         )
+
+    def _exposure(self) -> Exposure | None:
+        assert self._table is not None
+        table, config = self._table.tensors, self.config
+        if not config.exposure_rate or not config.exposure_strength:
+            return None
+        return Exposure(
+            weight=table["triggered_weight"] * table["triggered"],
+            rate=config.exposure_rate, strength=config.exposure_strength,
+        )  # fmt: skip
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
         """Yields balanced clean samples and every triggered one, as indices into the dataset."""
@@ -400,7 +420,8 @@ class CGDGuard:
             labels=self.targets, paths=paths if any(paths) else None, images=self._raw(),
             bad=self.result.bad,
             sigma_clean=self.config.sigma_clean, sigma_triggered=self.config.sigma_triggered,
-            sigma_slow=self.config.sigma_slow,
+            sigma_slow=self.config.sigma_slow, readmit_below=self.config.readmit_below,
+            suspected=self.result.suspected,
             **details,
         )  # fmt: skip
 
@@ -458,7 +479,9 @@ class CGDGuard:
         return guard
 
     def _saved_identity(self) -> dict[str, Any]:
-        thresholds = ("sigma_clean", "sigma_triggered", "sigma_slow", "holdout_fraction")
+        thresholds = (
+            "sigma_clean", "sigma_triggered", "sigma_slow", "readmit_below", "holdout_fraction"
+        )  # fmt: skip
         return {
             "dataset": dataset_fingerprint(self.base),
             "labels": dataset_fingerprint(self.targets),

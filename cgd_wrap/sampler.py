@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cgd_wrap import functional
+from cgd_wrap.exposure import Exposure, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +23,15 @@ class EpochIndices:
         labels: given labels, int64 [N].
         clean: samples to balance over the classes, bool [N].
         once: samples that appear once, such as the triggered ones, bool [N].
-        seed: of the oversampling and the order.
+        seed: of the oversampling, the exposure and the order.
+        exposure: of clean draws to suspicious images, or None.
     """
 
     labels: Int[Tensor, "n"]
     clean: Bool[Tensor, "n"]
     once: Bool[Tensor, "n"]
     seed: int = 0
+    exposure: Exposure | None = None
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
@@ -42,11 +45,21 @@ class EpochIndices:
         )
         return torch.cat([clean, self.once.nonzero().squeeze(1)])
 
-    def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
-        """:meth:`of` in an order of its own."""
+    def packed(self, epoch: int) -> Int[Tensor, "m"]:
+        """:meth:`of` with the epoch's exposures packed into the indices."""
         indices = self.of(epoch)
+        if self.exposure is None:
+            return indices
+        balanced = len(indices) - int(self.once.sum())
+        generator = self._generator(epoch, stream=2)
+        clean = self.exposure.over(indices[:balanced], generator)
+        return torch.cat([clean, indices[balanced:]])
+
+    def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
+        """:meth:`packed` in an order of its own."""
+        packed = self.packed(epoch)
         generator = self._generator(epoch, stream=1)
-        return indices[torch.randperm(len(indices), generator=generator)]
+        return packed[torch.randperm(len(packed), generator=generator)]
 
     def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
         # SeedSequence keeps the streams apart, where a sum of the three would let them overlap.
@@ -55,7 +68,7 @@ class EpochIndices:
 
 
 class BalancedSampler(Sampler[int]):
-    """Yields an epoch of indices into the user's dataset, shuffled.
+    """Yields an epoch of indices into the guarded dataset, shuffled; exposed ones as ``Draw``.
 
     Every process yields the same order, as Accelerate and Lightning expect, which then shard it;
     with ``num_replicas`` it shards by itself, as ``DistributedSampler`` does (the last ones are
@@ -94,7 +107,7 @@ class BalancedSampler(Sampler[int]):
             total = len(self) * self.num_replicas
             repeats = -(-total // max(len(indices), 1))
             indices = indices.repeat(repeats)[:total][self.rank :: self.num_replicas]
-        yield from indices.tolist()
+        yield from map(unpack, indices.tolist())
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass that of ``epoch``."""

@@ -21,6 +21,7 @@ from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.passes import StoredLogits
 from cgd_wrap.split import Split
+from cgd_wrap.suspects import readmit, suspected_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class ScanResult:
         held_out: clean samples that are kept out of training, bool [N].
         teacher: CLIP's logits of the triggered samples, float32 [T, C], in the dataset's order.
         agreement: share of the samples whose label is CLIP's first choice, in [0, 1].
+        suspected: classes that an attack seems to aim at, bool [largest label + 1].
         bad: samples that can't be used: index -> [reason, message, path].
     """
 
@@ -41,6 +43,7 @@ class ScanResult:
     held_out: Bool[Tensor, "n"]
     teacher: Float[Tensor, "t classes"]
     agreement: float
+    suspected: Bool[Tensor, "labels"]
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
 
     @classmethod
@@ -77,12 +80,17 @@ class ScanResult:
             sigma_triggered=config.sigma_triggered,
             sigma_slow=config.sigma_slow,
         )
+        ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
+        suspected = suspected_classes(labels, *ranks, split.triggered)
+        if config.readmit_below is not None:
+            split = readmit(split, labels, *ranks, suspected, below=config.readmit_below)
         return cls(
             entropy_map=entropy_map,
             split=split,
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
             teacher=clip.rows(split.triggered.nonzero().squeeze(1)),
             agreement=float(hits[valid].double().mean()),
+            suspected=suspected,
             bad=dict(sorted(bad.items())),
         )
 
@@ -119,7 +127,7 @@ class ScanResult:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"map.{n}": t for n, t in vars(self.entropy_map).items()}
         tensors |= {f"split.{n}": t for n, t in vars(self.split).items()}
-        tensors |= {"held_out": self.held_out, "teacher": self.teacher}
+        tensors |= {n: getattr(self, n) for n in ("held_out", "teacher", "suspected")}
         write_atomically(folder / "guard.safetensors", save(tensors))
         write_json(
             folder / "guard.json",
@@ -152,6 +160,7 @@ class ScanResult:
             held_out=tensors["held_out"],
             teacher=tensors["teacher"],
             agreement=stored["agreement"],
+            suspected=tensors["suspected"],
             bad={int(index): reason for index, reason in stored["bad"].items()},
         )
 

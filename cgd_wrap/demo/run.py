@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -83,21 +84,21 @@ def run_demo(
     experiment = Experiment(
         train=ShapesDataset(TRAIN_SIZE, TRAIN_SEED),
         test=ShapesDataset(TEST_SIZE, TEST_SEED),
-        train_transform=to_tensor,
+        train_transform=augmented,
         test_transform=to_tensor,
         clip=CLIP,
         recipe=RECIPE,
         seed=seed,
         progress=progress,
     )
-    poisoned = attack.poison(experiment.train, to_tensor)
+    poisoned = attack.poison(experiment.train, experiment.train_transform)
     classes = experiment.train.classes
     say(
         f"Poisoning {len(poisoned.poisoned)} of them: {type(attack).__name__}, target class "
         f"'{classes[attack.target]}'."
     )
     victim = experiment.train_victim(poisoned, "victim")
-    clean_data = transformed(experiment.train, to_tensor)
+    clean_data = transformed(experiment.train, experiment.train_transform)
     clean = experiment.train_victim(clean_data, "clean network")
     say("Guarding: scan, split, repair.")
     outcome = experiment.defend(attack, victim, clean, config or CGDConfig())
@@ -120,6 +121,13 @@ def run_demo(
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     """An RGB image as floats in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+
+
+def augmented(image: Image.Image) -> Float[Tensor, "3 height width"]:
+    """:func:`to_tensor`, moved by up to 2 pixels each way, as one trains."""
+    padded = F.pad(to_tensor(image)[None], (2, 2, 2, 2), mode="replicate")[0]
+    down, right = torch.randint(0, 5, (2,)).tolist()
+    return padded[:, down : down + image.height, right : right + image.width]
 
 
 def as_table(result: DemoResult) -> str:

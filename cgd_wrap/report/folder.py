@@ -18,6 +18,7 @@ from cgd_wrap.report.html import write_page
 from cgd_wrap.report.summary import class_rows, summarise
 from cgd_wrap.report.table import write_table
 from cgd_wrap.split import Split
+from cgd_wrap.suspects import suspected_classes
 
 
 def write_report(
@@ -37,6 +38,8 @@ def write_report(
     sigma_clean: float = 0.2,
     sigma_triggered: float = 0.1,
     sigma_slow: float | None = None,
+    readmit_below: float | None = None,
+    suspected: Bool[Tensor, "largest"] | None = None,
 ) -> dict[str, Path]:
     """Write figure, page, tables and the reference's score file; each replaces an older one whole.
 
@@ -57,6 +60,8 @@ def write_report(
         sigma_clean: threshold that the clean split was made with.
         sigma_triggered: threshold that the triggered split was made with.
         sigma_slow: rank from which mixed samples counted as clean, if there was one.
+        readmit_below: corner score up to which samples of unsuspected classes did, likewise.
+        suspected: classes that an attack seems to aim at. Default: found from map and split.
 
     Returns:
         The files: ``page``, ``figure``, ``samples``, ``summary``, ``entropy_score``.
@@ -70,12 +75,15 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     thresholds = {"clean": sigma_clean, "triggered": sigma_triggered}
-    if sigma_slow is not None:
-        thresholds["slow"] = sigma_slow
+    optional = {"slow": sigma_slow, "readmit": readmit_below}
+    thresholds |= {name: value for name, value in optional.items() if value is not None}
+    if suspected is None:
+        ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
+        suspected = suspected_classes(labels, *ranks, split.triggered)
     if poisoned is not None:
         found = detection_figures(entropy_map, split, poisoned).as_dict()
         figures = {**(figures or {}), "detection": found}
-    rows = class_rows(split, labels, class_names)
+    rows = class_rows(split, labels, class_names, suspected)
     figure = plot_entropy_map(
         entropy_map,
         split,

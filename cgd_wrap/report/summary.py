@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.split import Split
-
-# A class is named as a suspected target from here on: half as many samples again as its share
-# explains, and not by chance.
-SUSPECTED_LIFT = 1.5
-SUSPECTED_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class ClassRow:
         share_overall: of all readable samples, in [0, 1].
         share_triggered: of the triggered split, in [0, 1].
         lift: ``share_triggered / share_overall``; 1 where the split has no favourite.
-        suspected: the class is a likely target: its lift is high, and not by chance.
+        suspected: an attack seems to aim at this class.
     """
 
     label: int
@@ -50,17 +45,18 @@ class ClassRow:
 
 
 def class_rows(
-    split: Split, labels: Int[Tensor, "n"], class_names: Sequence[str]
+    split: Split,
+    labels: Int[Tensor, "n"],
+    class_names: Sequence[str],
+    suspected: Bool[Tensor, "largest"],
 ) -> list[ClassRow]:
     """Count the split class by class.
-
-    ``suspected`` needs a lift of at least 1.5 and 3 standard deviations of the binomial
-    distribution B(triggered samples, share_overall) above its mean.
 
     Args:
         split: of the training set.
         labels: the given labels, in [0, C).
         class_names: C names.
+        suspected: classes that an attack seems to aim at; later ones are not.
     """
     number = len(class_names)
     counts = {
@@ -76,11 +72,9 @@ def class_rows(
         overall = (clean + hits + mixed) / max(readable, 1)
         share = hits / max(triggered, 1)
         lift = share / overall if overall else 0.0
-        spread = math.sqrt(triggered * overall * (1 - overall))
-        excess = (hits - triggered * overall) / spread if spread else 0.0
-        suspected = lift >= SUSPECTED_LIFT and excess > SUSPECTED_DEVIATIONS
+        aimed_at = label < len(suspected) and bool(suspected[label])
         row = ClassRow(
-            label, name, total[label], clean, hits, mixed, overall, share, lift, suspected
+            label, name, total[label], clean, hits, mixed, overall, share, lift, aimed_at
         )
         rows.append(row)
     return rows

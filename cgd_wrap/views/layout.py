@@ -45,19 +45,11 @@ class SampleLayout:
         Integers stay ``int``, NumPy scalars become ``np.int64`` and tensors int64: nothing
         narrower could hold a tagged target. A one-hot row becomes a 0-d tensor.
         """
-        new = _same_kind(sample[self.label], label)
-        if isinstance(sample, (dict, MutableMapping)):
-            changed = copy.copy(sample)
-            changed[self.label] = new
-            return changed
-        items = list(sample)
-        items[int(self.label)] = new
-        if isinstance(sample, tuple):
-            make = getattr(type(sample), "_make", type(sample))
-            return make(items)
-        changed = copy.copy(sample)
-        changed[int(self.label)] = new
-        return changed
+        return _replaced(sample, self.label, _same_kind(sample[self.label], label))
+
+    def with_image(self, sample: Any, image: Any) -> Any:
+        """The sample with another image: same structure, original untouched."""
+        return _replaced(sample, self.image, image)
 
 
 def find_layout(
@@ -213,6 +205,22 @@ def _is_label(value: object) -> bool:
 
 def _is_position(key: int | str, sample: Sequence[Any]) -> bool:
     return isinstance(key, int) and -len(sample) <= key < len(sample)
+
+
+def _replaced(sample: Any, key: int | str, value: Any) -> Any:
+    """A copy of a dict, tuple, named tuple or list with one entry changed."""
+    if isinstance(sample, (dict, MutableMapping)):
+        changed = copy.copy(sample)
+        changed[key] = value
+        return changed
+    items = list(sample)
+    items[int(key)] = value
+    if isinstance(sample, tuple):
+        make = getattr(type(sample), "_make", type(sample))
+        return make(items)
+    changed = copy.copy(sample)
+    changed[int(key)] = value
+    return changed
 
 
 def _same_kind(old: Any, label: int) -> Any:

@@ -104,12 +104,12 @@ def test_bare_report_on_few_samples(tmp_path: Path) -> None:
     )
     page = Page(files["page"].read_text("utf-8"))
     assert page.tags.count("img") == 1
-    assert "None: no label" in page.text
+    assert "None: under no label" in page.text
     assert "Measured" not in page.text
 
 
 def test_class_rows_count_every_sample_once(scan: Scan) -> None:
-    rows = class_rows(scan.split, scan.labels, NAMES)
+    rows = class_rows(scan.split, scan.labels, NAMES, torch.tensor([False, True]))
     counts = scan.split.counts()
     for name in ("clean", "triggered", "mixed"):
         assert sum(getattr(row, name) for row in rows) == counts[name]
@@ -120,7 +120,9 @@ def test_class_rows_count_every_sample_once(scan: Scan) -> None:
 
 def test_class_rows_without_samples() -> None:
     none = torch.zeros(4, dtype=torch.bool)
-    rows = class_rows(Split(none, none, none), torch.zeros(4, dtype=torch.long), ["a", "b"])
+    rows = class_rows(
+        Split(none, none, none), torch.zeros(4, dtype=torch.long), ["a", "b"], torch.zeros(1).bool()
+    )
     assert [(row.total, row.lift, row.suspected) for row in rows] == [(4, 0, False), (0, 0, False)]
 
 

@@ -1,0 +1,190 @@
+"""Suspicious images that shine through clean ones."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from cgd_wrap import BalancedSampler
+from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset
+from cgd_wrap.exposure import Draw, Exposure, blended, pack, unpack
+from cgd_wrap.sampler import EpochIndices
+from cgd_wrap.views.layout import SampleLayout
+
+SIZE = 40
+LEVEL = st.integers(1, 63)
+INDEX = st.integers(0, (1 << 28) - 1)
+
+
+def exposure(rate: float = 1.0, strength: float = 0.5) -> Exposure:
+    """Samples 30 to 39 are suspicious; the later, the more."""
+    return Exposure((torch.arange(SIZE) - 30).clamp(min=0).float(), rate, strength)
+
+
+def epochs(seed: int = 0, rate: float = 0.5) -> EpochIndices:
+    index = torch.arange(SIZE)
+    return EpochIndices(
+        labels=index % 3, clean=index < 30, once=index >= 30, seed=seed, exposure=exposure(rate)
+    )
+
+
+def guarded() -> GuardedDataset:
+    """Image i is filled with i, so that a blend shows what went in."""
+    images = torch.arange(SIZE).float()[:, None, None, None].expand(-1, 3, 4, 4)
+    return GuardedDataset(TensorDataset(images, torch.arange(SIZE) % 3), SampleLayout(0, 1))
+
+
+def parts(draw: int) -> tuple[int, int | None, float]:
+    return int(draw), getattr(draw, "other", None), getattr(draw, "share", 0.0)
+
+
+def plain(packed: torch.Tensor) -> list[int]:
+    return [int(unpack(value)) for value in packed.tolist()]
+
+
+@given(INDEX, INDEX, LEVEL)
+def test_a_packed_draw_is_unpacked_to_what_it_was_made_of(index, other, level):
+    packed = pack(*(torch.tensor([value]) for value in (index, other, level)))
+    assert int(packed) > 0
+    draw = unpack(int(packed))
+    for one in (draw, pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)):
+        assert parts(one) == (index, other, level / 64)
+        assert one == index
+
+
+@given(st.integers(-5, 1 << 40))
+def test_a_plain_index_stays(index):
+    assert parts(unpack(index)) == (index, None, 0.0)
+
+
+def test_the_rate_the_strength_and_the_weights_are_kept():
+    clean = torch.arange(30).repeat(400)
+    packed = exposure(rate=0.3, strength=0.25).over(clean, torch.Generator().manual_seed(0))
+    assert plain(packed) == clean.tolist()
+    draws = [unpack(value) for value in packed.tolist()]
+    others = Counter(draw.other for draw in draws if isinstance(draw, Draw))
+    shares = torch.tensor([draw.share for draw in draws if isinstance(draw, Draw)])
+    # A share that rounds to no 64th leaves its draw alone: 1 in 32 here.
+    assert sum(others.values()) / len(clean) == pytest.approx(0.3 * 31 / 32, abs=0.015)
+    assert set(others) == set(range(31, 40))
+    assert others[39] / others[33] == pytest.approx(9 / 3, rel=0.25)
+    assert shares.min() > 0
+    assert shares.max() <= 0.25
+    assert shares.mean() == pytest.approx(0.125 * 32 / 31, abs=0.005)
+
+
+def test_nothing_suspicious_exposes_nothing():
+    none = Exposure(torch.zeros(SIZE), 1.0, 0.5)
+    clean = torch.arange(30)
+    assert torch.equal(none.over(clean, torch.Generator()), clean)
+    assert torch.equal(exposure().over(clean[:0], torch.Generator()), clean[:0])
+
+
+def test_only_clean_draws_are_exposed_and_an_epoch_holds_the_same_samples():
+    indices, packed = epochs().of(0), epochs().packed(0)
+    assert plain(packed) == indices.tolist()
+    exposed = indices[packed != indices]
+    assert 0 < len(exposed) < 30
+    assert int(exposed.max()) < 30
+
+
+def test_draws_are_those_of_seed_and_epoch_alone():
+    assert torch.equal(epochs().packed(3), epochs().packed(3))
+    assert not torch.equal(epochs().packed(3), epochs().packed(4))
+    assert not torch.equal(epochs(seed=1).packed(3), epochs().packed(3))
+    state = torch.get_rng_state()
+    list(BalancedSampler(epochs()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_guarded_dataset_blends_the_images_and_keeps_the_label():
+    dataset = guarded()
+    draw = Draw(6, 38, 0.25)
+    for image, target in (dataset[draw], dataset.__getitems__([2, draw])[1]):
+        assert torch.equal(image, torch.full((3, 4, 4), 0.75 * 6 + 0.25 * 38))
+        assert int(target) == TAG + 6
+    with pytest.raises(IndexError):
+        dataset[SIZE]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_serve_the_blends_that_the_epoch_decided(workers):
+    loaders = (
+        DataLoader(guarded(), batch_size=8, sampler=BalancedSampler(epochs()), num_workers=workers),
+        DataLoader(BalancedView(guarded(), epochs()), batch_size=8, num_workers=workers),
+    )
+    expected = Counter()
+    for index, other, share in map(parts, map(unpack, epochs().packed(0).tolist())):
+        value = index if other is None else (1 - share) * index + share * other
+        expected[index, round(value, 3)] += 1
+    for loader in loaders:
+        served = Counter()
+        for images, targets in loader:
+            pairs = zip(images[:, 0, 0, 0].tolist(), targets.tolist(), strict=True)
+            served.update((target - TAG, round(value, 3)) for value, target in pairs)
+        assert served == expected
+
+
+def test_the_users_augmentation_draws_as_if_nothing_else_had_been_read():
+    class Noisy(TensorDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + torch.rand(()), label
+
+    base = guarded().base
+    dataset = GuardedDataset(Noisy(*base.tensors), SampleLayout(0, 1))
+    draw = Draw(6, 38, 0.25)
+    torch.manual_seed(0)
+    plain = [dataset[index][0] for index in (6, 7)]
+    torch.manual_seed(0)
+    exposed = [dataset[index][0] for index in (draw, 7)]
+    assert not torch.equal(plain[0], exposed[0])
+    assert torch.equal(plain[1], exposed[1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value, h, w: Image.new("RGB", (w, h), (value,) * 3),
+        lambda value, h, w: Image.new("L", (w, h), value),
+        lambda value, h, w: np.full((h, w, 3), value, dtype=np.uint8),
+        lambda value, h, w: torch.full((3, h, w), value, dtype=torch.uint8),
+        lambda value, h, w: torch.full((1, h, w), value, dtype=torch.float16),
+        lambda value, h, w: np.full((h, w), value, dtype=np.float32),
+    ],
+    ids=["RGB", "L", "array-uint8", "tensor-uint8", "tensor-half", "array-flat"],
+)
+@pytest.mark.parametrize("other_size", [(6, 8), (5, 9)], ids=["same-size", "other-size"])
+def test_a_blend_has_the_kind_of_the_first_image(make, other_size):
+    image, other = make(100, 6, 8), make(200, *other_size)
+    mixed = blended(image, other, 0.25)
+    assert type(mixed) is type(image)
+    values, original = np.asarray(mixed), np.asarray(image)
+    assert values.shape == original.shape
+    assert values.dtype == original.dtype
+    assert np.all(values == 125)
+
+
+def test_channels_and_modes_are_fitted():
+    grey, colour = (
+        torch.full((1, 4, 4), 2.0),
+        torch.stack([torch.full((4, 4), v) for v in (1.0, 2, 6)]),
+    )
+    assert torch.equal(blended(grey, colour, 0.5), torch.full((1, 4, 4), 2.5))
+    assert torch.equal(blended(colour, grey, 0.5)[2], torch.full((4, 4), 4.0))
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert blended(palette, Image.new("L", (4, 4), 50), 0.5).getpixel((0, 0)) == (30, 35, 40)
+
+
+def test_encoded_images_are_left_to_the_collate_that_reads_them():
+    assert blended(b"\x89PNG", b"\x89PNG", 0.5) == b"\x89PNG"

@@ -1,0 +1,93 @@
+"""Suspected classes, and what they let back into the clean split."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cgd_wrap.functional import corner_weight, split_by_rank
+from cgd_wrap.suspects import CHANCE, POWER, readmit, suspected_classes
+
+PER_CLASS, CLASSES = 1000, 10
+
+
+def honest_map(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels and two ranks, alike in every class: what is hard for one is hard for the other."""
+    generator = torch.Generator().manual_seed(seed)
+    size = PER_CLASS * CLASSES
+    hardness = torch.rand(size, generator=generator, dtype=torch.float64)
+    scores = hardness + 0.4 * torch.rand(2, size, generator=generator, dtype=torch.float64)
+    ranks = (scores.argsort(1).argsort(1) + 1).double() / size
+    return torch.arange(size) % CLASSES, ranks[0], ranks[1]
+
+
+def attacked_map(count: int, targets: tuple[int, ...] = (4,)):
+    """The same, with ``count`` samples of each target in the corner."""
+    labels, clip_rank, suspicious_rank = honest_map()
+    for target in targets:
+        poison = (labels == target).nonzero().squeeze(1)[:count]
+        clip_rank[poison] = 0.9 + 0.1 * torch.rand(count, dtype=torch.float64)
+        suspicious_rank[poison] = 0.1 * torch.rand(count, dtype=torch.float64)
+    return labels, clip_rank, suspicious_rank
+
+
+def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
+    return suspected_classes(labels, *ranks, split_by_rank(*ranks).triggered)
+
+
+def names(mask: torch.Tensor) -> list[int]:
+    return mask.nonzero().squeeze(1).tolist()
+
+
+def test_independent_ranks_are_at_chance_and_not_suspected():
+    ranks = torch.rand(2, 200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    triggered = split_by_rank(*ranks).triggered
+    assert float((corner_weight(*ranks, power=POWER) * triggered).mean()) == pytest.approx(
+        CHANCE, rel=0.05
+    )
+    assert names(suspects(torch.zeros(200_000, dtype=torch.int64), *ranks)) == []
+
+
+def test_a_single_sample_in_the_corner_is_no_evidence():
+    ranks = torch.tensor([[1.0, 0.2, 0.4, 0.6, 0.8], [0.05, 0.2, 0.4, 0.6, 0.8]]).double()
+    assert names(suspects(torch.tensor([0, 0, 1, 1, 1]), *ranks)) == []
+
+
+def test_unreadable_samples_count_for_nothing():
+    labels, clip_rank, suspicious_rank = attacked_map(200)
+    clip_rank[labels == 4] = suspicious_rank[labels == 4] = math.nan
+    assert names(suspects(labels, clip_rank, suspicious_rank)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_honest_data_has_no_suspects(seed):
+    assert names(suspects(*honest_map(seed))) == []
+
+
+@pytest.mark.parametrize("count", [50, 200, 800])
+def test_the_target_is_suspected(count):
+    assert names(suspects(*attacked_map(count))) == [4]
+
+
+def test_an_attack_on_every_class_is_suspected_in_every_class():
+    assert names(suspects(*attacked_map(100, tuple(range(10))))) == list(range(10))
+
+
+def test_what_lies_far_from_the_corner_is_clean_in_unsuspected_classes_alone():
+    labels, clip_rank, suspicious_rank = attacked_map(200)
+    clip_rank[7] = suspicious_rank[7] = math.nan
+    before = split_by_rank(clip_rank, suspicious_rank)
+    suspected = suspects(labels, clip_rank, suspicious_rank)
+    after = readmit(before, labels, clip_rank, suspicious_rank, suspected, below=0.3)
+    back = after.clean & ~before.clean
+    corner = clip_rank * (1 - suspicious_rank)
+    assert int(back.sum()) > 100
+    assert float(corner[back].max()) <= 0.3
+    assert not bool((labels[back] == 4).any())
+    stayed = (before.triggered | before.mixed) & (labels != 4) & ~back
+    assert float(corner[stayed].min()) > 0.3
+    assert bool((before.clean <= after.clean).all())
+    assert not bool((after.clean | after.triggered | after.mixed)[7])
+    assert sum(after.counts().values()) == len(labels)
