@@ -44,6 +44,7 @@ from cgd_wrap.views.paths import image_path
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from cgd_wrap.adapters.transformers import CGDCallback
     from cgd_wrap.clip import ZeroShot
     from cgd_wrap.training import EpochRecord
 
@@ -336,6 +337,20 @@ class CGDGuard:
         """
         guarded = guarded_loader(loader, self.base, self.dataset, self.epoch_indices())
         return guarded, self.loss(criterion)
+
+    def attach(
+        self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
+    ) -> CGDCallback:
+        """Guard a Trainer of Hugging Face; see :func:`adapters.transformers.attach`.
+
+        Args:
+            trainer: before ``trainer.train()``.
+            criterion: of the run. Default: cross entropy, with the Trainer's label smoothing.
+            tolerance: of the stopping rule. Default: the configuration's.
+        """
+        from cgd_wrap.adapters.transformers import attach
+
+        return attach(self, trainer, criterion=criterion, tolerance=tolerance)
 
     def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Ordinary labels of tagged targets, for a loop's own training accuracy."""

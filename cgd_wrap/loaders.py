@@ -14,7 +14,7 @@ from torch.utils.data import (
 )
 
 from cgd_wrap.dataset import GuardedDataset
-from cgd_wrap.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.sampler import BalancedSampler, EpochIndices, ShardedSampler
 
 # What a DataLoader is made of besides its dataset and its sampling (torch 2.6 to 2.15).
 KEPT = (
@@ -63,7 +63,7 @@ def guarded_loader(
 def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
     if not isinstance(old, DistributedSampler):
         return BalancedSampler(epochs)
-    return BalancedSampler(
+    return ShardedSampler(
         epochs, num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last
     )
 
@@ -72,7 +72,9 @@ def _draws_each_once(sampler: Any) -> bool:
     """Whether only the order is lost when the guard's sampler takes this one's place."""
     if type(sampler) is RandomSampler:
         return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
-    return type(sampler) in (SequentialSampler, DistributedSampler, BalancedSampler)
+    return type(sampler) in (
+        SequentialSampler, DistributedSampler, BalancedSampler, ShardedSampler
+    )  # fmt: skip
 
 
 def _check(loader: DataLoader[Any], base: Any) -> None:

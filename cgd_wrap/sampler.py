@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap import functional
 from cgd_wrap.exposure import Exposure, unpack
@@ -112,3 +112,7 @@ class BalancedSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass that of ``epoch``."""
         self.epoch = epoch
+
+
+class ShardedSampler(BalancedSampler, DistributedSampler[int]):
+    """A sharding :class:`BalancedSampler` that hosts leave alone, as it is a DistributedSampler."""

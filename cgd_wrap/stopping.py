@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,9 +77,27 @@ class CleanAccuracyStopping:
                 100 * accuracy, self.rule.tolerance, 100 * self.rule.best,
             )  # fmt: skip
             return True
+        self._accept(model)
+        return False
+
+    def resumed(self, history: Sequence[float], model: nn.Module) -> CleanAccuracyStopping:
+        """The same rule at the start of a run, or where an interrupted one had come.
+
+        Args:
+            history: accuracies of the run so far, in [0, 1]; empty for a fresh one.
+            model: with the weights that the run goes on from; they count as accepted.
+        """
+        rule = CleanAccuracyStopping(self.loader, self.rule.tolerance)
+        for accuracy in history:
+            rule.history.append(accuracy)
+            rule.rule.update(accuracy)
+        if history:
+            rule._accept(model)
+        return rule
+
+    def _accept(self, model: nn.Module) -> None:
         state = unwrapped(model).state_dict()
         self._accepted = {n: t.detach().to("cpu", copy=True) for n, t in state.items()}
-        return False
 
     def restore(self, model: nn.Module) -> None:
         """Put back the last accepted weights, if the rule has fired."""

@@ -1,0 +1,223 @@
+"""Lightning: two lines guard the loader and the criterion, :class:`CGDCallback` watches.
+
+::
+
+    guard = CGDGuard(module, train_set, cache_dir="runs/cgd").scan()
+    train_loader, module.criterion = guard.protect(train_loader, module.criterion)
+    trainer = Trainer(callbacks=[CGDCallback(guard)])
+    trainer.fit(module, train_loader)
+
+With ``strategy="ddp"`` Lightning starts the script again for each process: with a ``cache_dir``
+they read the first one's scan.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from cgd_wrap.adapters.serving import balanced_samplers, is_guarded
+from cgd_wrap.adapters.watching import watcher
+from cgd_wrap.dataset import BalancedView
+from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.functional import LossTerms
+from cgd_wrap.guard import CGDGuard
+from cgd_wrap.loss import CGDLoss
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same code under two names
+
+
+def _callback_classes() -> tuple[Any, ...]:
+    """Callback of each installed package: a Trainer may ask for its own one's."""
+    found, missing = [], None
+    for name in PACKAGES:
+        try:
+            found.append(importlib.import_module(name).Callback)
+        except ImportError as error:
+            missing = error
+    if not found:
+        raise MissingExtraError("lightning", "lightning") from missing
+    return tuple(found)
+
+
+logger = logging.getLogger(__name__)
+
+
+class CGDCallback(*_callback_classes()):  # type: ignore[misc]
+    """Watches a guarded run in a Lightning Trainer.
+
+    Checks at the start that the guarded samples and the guarded loss are in place; keeps the
+    sampler's epoch, also through resumed runs; logs ``cgd_clean``, ``cgd_guidance`` and
+    ``cgd_unlearning`` each step (nats, their sum is the loss) and ``cgd_held_out_accuracy``
+    [0, 1] each epoch; stops by the tolerance rule, with the last accepted weights put back.
+
+    Lightning itself goes on from a checkpoint in mid-epoch with that epoch's first batches, and
+    warns of it: save at the end of epochs to get the same batches again.
+
+    Args:
+        guard: scanned.
+        loss: the guarded loss, where it isn't an attribute of the module.
+        tolerance: percentage points that held-out clean accuracy may fall below its best before
+            training stops. Default: the configuration's.
+
+    Attributes:
+        stopping: the tolerance rule, or None; its ``history`` holds the accuracies.
+
+    Raises:
+        CGDError: the guard hasn't scanned.
+        ValueError: a tolerance is asked for, and no sample is held out.
+    """
+
+    def __init__(
+        self, guard: CGDGuard, *, loss: CGDLoss | None = None, tolerance: float | None = None
+    ) -> None:
+        self.guard = guard
+        self.stopping = watcher(guard, tolerance)
+        self._loss = loss
+        self._seen: LossTerms | None = None
+        self._resumed: list[float] | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check loaders and loss; make a resumed run draw the epoch that it resumes.
+
+        Raises:
+            ValueError: the loader or the loss is not the guard's, or samples would be left out.
+        """
+        loaders = self._guarded_loaders(trainer)
+        for loader in loaders:
+            _check_order(loader, trainer)
+        self._find_loss(pl_module)
+        self._restart(trainer, pl_module)
+        stale = [loader for loader in loaders if _runs_ahead(loader, trainer.current_epoch)]
+        self._set_epoch(trainer)
+        if stale:
+            iter(trainer.fit_loop._data_fetcher)  # as Lightning does at the start of an epoch
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Set the sampler's epoch, which reaches it through no wrapper of some versions."""
+        self._set_epoch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the parts of the batch's loss."""
+        loss = self._find_loss(pl_module)
+        terms = loss.last_terms
+        if terms is None or terms is self._seen:
+            return
+        self._seen = terms
+        values: dict[str, Any] = {f"cgd_{name}": value for name, value in terms._asdict().items()}
+        if loss.untagged_batches:
+            values["cgd_untagged_batches"] = float(loss.untagged_batches)
+        pl_module.log_dict(values, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure held-out accuracy, and stop by the tolerance rule."""
+        if self.stopping is None:
+            return
+        model = self._model(pl_module)
+        if self.stopping.step(model):
+            self.stopping.restore(model)
+            trainer.should_stop = True
+        pl_module.log("cgd_held_out_accuracy", self.stopping.history[-1], sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accuracies so far, for the checkpoint."""
+        return {"history": list(self.stopping.history) if self.stopping else []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the accuracies of a checkpoint."""
+        self._resumed = state_dict["history"]
+
+    def _restart(self, trainer: Any, pl_module: Any) -> None:
+        """Begin the stopping rule anew, or where the checkpoint left it; keep it otherwise."""
+        history, self._resumed = self._resumed, None
+        if self.stopping is None or (history is None and trainer.current_epoch > 0):
+            return
+        self.stopping = self.stopping.resumed(history or [], self._model(pl_module))
+        trainer.should_stop |= self.stopping.rule.stopped
+
+    def _guarded_loaders(self, trainer: Any) -> list[Any]:
+        loaders = list(_loaders(trainer.train_dataloader))
+        guarded = [loader for loader in loaders if is_guarded(loader, self.guard)]
+        if not guarded:
+            kinds = [type(getattr(loader, "dataset", None)).__name__ for loader in loaders]
+            raise ValueError(
+                f"the Trainer trains on {', '.join(kinds) or 'nothing'}, not on the guarded "
+                "samples: give it the loader that guard.protect returns, or one of "
+                "guard.balanced_view"
+            )
+        return guarded
+
+    def _find_loss(self, module: nn.Module) -> CGDLoss:
+        if self._loss is None:
+            self._loss = next((m for m in module.modules() if isinstance(m, CGDLoss)), None)
+        if self._loss is None:
+            raise ValueError(
+                f"{type(module).__name__} holds no guarded loss: set the criterion that it uses to "
+                "what guard.protect (or guard.loss) returns, or pass it as CGDCallback(loss=...)"
+            )
+        return self._loss
+
+    def _model(self, module: nn.Module) -> nn.Module:
+        """The guard's model where that is what is trained, else the module itself."""
+        trained = {id(parameter) for parameter in module.parameters()}
+        own = [id(parameter) for parameter in self.guard.model.parameters()]
+        return self.guard.model if own and trained.issuperset(own) else module
+
+    def _set_epoch(self, trainer: Any) -> None:
+        for loader in self._guarded_loaders(trainer):
+            for sampler in balanced_samplers(loader):
+                sampler.set_epoch(trainer.current_epoch)
+            if isinstance(loader.dataset, BalancedView):
+                loader.dataset.set_epoch(trainer.current_epoch)
+
+
+def _loaders(tree: Any) -> Iterator[Any]:
+    """The loaders in what a Trainer takes: one, or lists and dicts of them."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _loaders(part)
+    elif tree is not None:
+        yield tree
+
+
+def _runs_ahead(loader: Any, epoch: int) -> bool:
+    """Whether workers have begun to load another epoch, as the Trainer sets it up only later."""
+    if not loader.num_workers:
+        return False
+    if isinstance(loader.dataset, BalancedView):
+        return epoch > 0
+    return any(sampler.epoch != epoch + 1 for sampler in balanced_samplers(loader))
+
+
+def _check_order(loader: Any, trainer: Any) -> None:
+    if isinstance(loader.dataset, BalancedView):
+        return
+    samplers = balanced_samplers(loader)
+    outer: Any = loader.sampler
+    if not samplers:
+        raise ValueError(
+            f"{type(outer).__name__} has taken the place of the guard's sampler, so that classes "
+            "are not balanced and held-out samples are trained on. Turn off overfit_batches"
+        )
+    sharded = samplers[0].num_replicas > 1
+    if sharded and isinstance(outer, DistributedSampler) and outer is not samplers[0]:
+        raise ValueError(
+            "the samples would be dealt to the processes twice, and most left out: pass "
+            "Trainer(use_distributed_sampler=False), or give guard.protect a loader without a "
+            "DistributedSampler"
+        )
+    if trainer.world_size > 1 and not sharded and outer is samplers[0]:
+        logger.warning(
+            "Each of the %d processes trains on the same samples: leave use_distributed_sampler "
+            "on, or give guard.protect a loader with a DistributedSampler.",
+            trainer.world_size,
+        )

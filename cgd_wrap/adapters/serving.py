@@ -1,0 +1,76 @@
+"""What a host's own loader really serves, looked at before it trains on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset
+from cgd_wrap.guard import CGDGuard
+from cgd_wrap.randomness import kept_rng
+from cgd_wrap.sampler import BalancedSampler
+
+
+def is_guarded(loader: Any, guard: CGDGuard) -> bool:
+    """Whether a loader's dataset is the guarded one, or its balanced view."""
+    dataset = getattr(loader, "dataset", None)
+    return isinstance(dataset, (GuardedDataset, BalancedView)) and dataset.base is guard.base
+
+
+def balanced_samplers(loader: Any) -> list[BalancedSampler]:
+    """The guard's samplers that a loader's order comes from, however hosts have wrapped them."""
+    roots = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
+    found = {id(sampler): sampler for root in roots for sampler in _chain(root)}
+    return [sampler for sampler in found.values() if isinstance(sampler, BalancedSampler)]
+
+
+def _chain(sampler: Any) -> Iterator[Any]:
+    """A sampler and those inside it: of Accelerate's shards, of Lightning's wrappers."""
+    while sampler is not None:
+        yield sampler
+        if isinstance(sampler, DistributedSampler):
+            sampler = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+        else:
+            inner = (getattr(sampler, name, None) for name in ("batch_sampler", "sampler"))
+            sampler = next((s for s in inner if s is not None), None)
+
+
+def check_collation(loader: Any, guard: CGDGuard, label_key: str) -> None:
+    """Try a loader's collate function on two tagged samples; the random streams are kept.
+
+    Args:
+        loader: of the guarded dataset.
+        guard: scanned.
+        label_key: where the host looks for the targets in a batch.
+
+    Raises:
+        ValueError: the tags don't come through, as under mixup or CutMix.
+    """
+    split = guard.split
+    readable = split.clean | split.triggered | split.mixed
+    indices = readable.nonzero().squeeze(1)[:2].tolist()
+    cure = (
+        "A guarded batch needs each sample's own label, as an int64: turn off mixup and CutMix, "
+        "one-hot and soft labels in the collate function"
+    )
+    with kept_rng():
+        samples = guard.dataset.__getitems__(indices)
+        try:
+            batch = loader.collate_fn(samples)
+        except Exception as error:
+            raise ValueError(
+                f"the collate function fails on tagged labels ({type(error).__name__}: {error}). "
+                f"{cure}"
+            ) from error
+    labels = batch.get(label_key) if isinstance(batch, Mapping) else None
+    if labels is None:
+        got = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"the collate function's batches have no {label_key!r}, which the guarded loss needs; "
+            f"got {got}. Name the labels {label_key!r} there or in the dataset"
+        )
+    if not isinstance(labels, Tensor) or labels.tolist() != [TAG + index for index in indices]:
+        raise ValueError(f"the collate function changes the labels. {cure}")

@@ -1,0 +1,71 @@
+"""The guarded loss in the form that HF's Trainer takes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from cgd_wrap.loss import CGDLoss
+from cgd_wrap.model_outputs import logits_of
+
+IGNORED = -100  # labels that the Trainer doesn't count as items of a batch
+
+
+class TrainerLoss:
+    """The guarded loss as ``compute_loss_func``: exact under gradient accumulation.
+
+    ``loss(batch) * batch size / num_items_in_batch``, summed by the Trainer over the batches of a
+    step, is the loss of the whole step: with ``normalise_by="expectation"`` to the last sample.
+    Evaluation, with ordinary labels, gets the criterion itself.
+
+    Args:
+        loss: of :meth:`CGDGuard.loss`.
+    """
+
+    def __init__(self, loss: CGDLoss) -> None:
+        self.loss = loss
+        self._sums: Tensor | None = None
+
+    def __call__(
+        self,
+        outputs: Any,
+        labels: Shaped[Tensor, "b *rest"] | None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Float[Tensor, ""]:
+        """The share of a batch in its step's loss, in nats.
+
+        Args:
+            outputs: of the model: logits [B, C], or an output with ``.logits``.
+            labels: tags in training, class numbers in evaluation.
+            num_items_in_batch: samples in all batches of the step (and all processes, if the
+                Trainer says so), with a copy for each GPU under DataParallel; or None.
+
+        Raises:
+            ValueError: there are no labels; or as for :class:`CGDLoss`.
+        """
+        if labels is None:
+            raise ValueError(
+                "the batch has no 'labels', which the guarded loss needs: name them so in the "
+                "dataset or in the data collator"
+            )
+        logits, before = logits_of(outputs), self.loss.last_terms
+        loss = self.loss(logits, labels)
+        scale: Any = 1
+        if num_items_in_batch is not None:
+            items = torch.as_tensor(num_items_in_batch, device=loss.device)
+            # The Trainer multiplies by the number of copies, for models that return their losses.
+            scale = (labels != IGNORED).sum() / items.flatten()[0] / items.numel()
+        terms = self.loss.last_terms
+        if terms is not None and terms is not before and logits.requires_grad:
+            part = torch.stack(list(terms)) * scale
+            self._sums = part if self._sums is None else self._sums + part
+        scaled: Tensor = loss * scale
+        return scaled
+
+    def take_sums(self) -> Float[Tensor, "3"] | None:
+        """Clean, guidance and unlearning parts, summed since the last call; None if none were."""
+        sums, self._sums = self._sums, None
+        return sums

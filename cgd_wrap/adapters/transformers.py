@@ -1,0 +1,219 @@
+"""HF Trainer: :func:`attach` guards one, :class:`CGDCallback` watches it train.
+
+::
+
+    guard = CGDGuard(model, train_set, accelerator=trainer.accelerator, cache_dir="runs/cgd").scan()
+    guard.attach(trainer)  # before trainer.train()
+
+A model that is no ``PreTrainedModel`` must return a dict or ``ModelOutput`` with ``logits``: of a
+bare tensor, the Trainer's evaluation loses the first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cgd_wrap.adapters.serving import balanced_samplers, check_collation, is_guarded
+from cgd_wrap.adapters.trainer_loss import TrainerLoss
+from cgd_wrap.adapters.watching import watcher
+from cgd_wrap.dataset import GuardedDataset
+from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.guard import CGDGuard
+from cgd_wrap.loss import Criterion
+from cgd_wrap.runtime import is_distributed
+from cgd_wrap.sampler import BalancedSampler
+from cgd_wrap.stopping import CleanAccuracyStopping
+from cgd_wrap.views.layout import check_map_style
+
+try:
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:
+    raise MissingExtraError("transformers", "transformers") from error
+
+ACCURACY = "cgd_held_out_accuracy"
+
+
+def attach(
+    guard: CGDGuard,
+    trainer: Trainer,
+    *,
+    criterion: Criterion | None = None,
+    tolerance: float | None = None,
+) -> CGDCallback:
+    """Guard a Trainer: dataset, sampler, loss and callback; nothing else of it changes.
+
+    The order of the samples follows the Trainer's ``data_seed`` (or else ``seed``). Call this
+    after ``scan()`` and before ``trainer.train()``.
+
+    Args:
+        guard: of ``trainer.train_dataset``, scanned.
+        trainer: a Trainer with a map-style dataset and its own ``compute_loss``.
+        criterion: of clean samples and of evaluation. Default: cross entropy, with the Trainer's
+            ``label_smoothing_factor``.
+        tolerance: percentage points that held-out clean accuracy may fall below its best before
+            training stops. Default: the configuration's.
+
+    Returns:
+        The callback that was added.
+
+    Raises:
+        TypeError: the Trainer computes its loss or draws its samples in a way of its own, or the
+            dataset is a stream.
+        ValueError: its dataset isn't the guard's, or it has a ``compute_loss_func`` already.
+    """
+    _check(guard, trainer, criterion)
+    smoothing = trainer.args.label_smoothing_factor
+    loss = TrainerLoss(guard.loss(criterion or nn.CrossEntropyLoss(label_smoothing=smoothing)))
+    seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+    sampler = guard.sampler(seed)
+    callback = CGDCallback(guard, loss, sampler, watcher(guard, tolerance), trainer.log)
+    trainer.train_dataset = guard.dataset
+    trainer.compute_loss_func = loss
+    trainer._get_train_sampler = lambda train_dataset=None: sampler
+    # In front: TensorBoard and the others report what on_log finds in the logs by then.
+    trainer.callback_handler.callbacks.insert(0, callback)
+    return callback
+
+
+class CGDCallback(TrainerCallback):  # type: ignore[misc]
+    """Watches a guarded Trainer; :func:`attach` makes it, as it can't install the loss itself.
+
+    Checks at the start that the loader serves what the guard gave; keeps the sampler's epoch;
+    adds ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` (nats, their sum is the loss) to
+    the training logs, and ``cgd_held_out_accuracy`` [0, 1] after each epoch; stops by the
+    tolerance rule, with the last accepted weights put back.
+
+    Args:
+        guard: scanned.
+        loss: what the Trainer calls.
+        sampler: that the Trainer draws by.
+        stopping: the tolerance rule, or None.
+        log: the Trainer's ``log``.
+
+    Attributes:
+        stopping: the tolerance rule of the current run, or None; its ``history`` holds the
+            accuracies.
+    """
+
+    def __init__(
+        self,
+        guard: CGDGuard,
+        loss: TrainerLoss,
+        sampler: BalancedSampler,
+        stopping: CleanAccuracyStopping | None,
+        log: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.guard, self.loss, self.sampler = guard, loss, sampler
+        self.stopping, self.log = stopping, log
+        self._epoch = self._logged_step = 0
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **others: Any,
+    ) -> None:
+        """Check the loader; find the epoch, and the stopping rule's history, of a resumed run."""
+        self._check_loader(train_dataloader)
+        batches, steps = len(train_dataloader), args.gradient_accumulation_steps
+        self._epoch = state.global_step // max(1, -(-batches // steps))
+        self._logged_step = state.global_step
+        self.loss.take_sums()
+        if self.stopping is not None:
+            history = [log[ACCURACY] for log in state.log_history if ACCURACY in log]
+            self.stopping = self.stopping.resumed(history, model)
+            control.should_training_stop |= self.stopping.rule.stopped
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Set the sampler's epoch, which some versions don't do through skipped batches."""
+        self.sampler.set_epoch(self._epoch)
+        self._epoch += 1
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any
+    ) -> None:
+        """Add the loss' parts to a training log, and to the log that the Trainer has kept."""
+        if logs is None or "loss" not in logs:
+            return
+        sums, steps = self.loss.take_sums(), state.global_step - self._logged_step
+        self._logged_step = state.global_step
+        if sums is None or steps < 1:
+            return
+        names = ("cgd_clean", "cgd_guidance", "cgd_unlearning")
+        added = dict(zip(names, (_as_logged(sums, args) / steps).tolist(), strict=True))
+        if self.loss.loss.untagged_batches:
+            added["cgd_untagged_batches"] = self.loss.loss.untagged_batches
+        logs.update(added)
+        state.log_history[-1].update(added)
+
+    def on_epoch_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
+    ) -> None:
+        """Measure held-out accuracy, and stop by the tolerance rule."""
+        if self.stopping is None:
+            return
+        if self.stopping.step(model):
+            self.stopping.restore(model)
+            control.should_training_stop = True
+        self.log({ACCURACY: self.stopping.history[-1]})
+
+    def _check_loader(self, loader: Any) -> None:
+        if not is_guarded(loader, self.guard) or self.sampler not in balanced_samplers(loader):
+            raise ValueError(
+                f"the Trainer loads {type(getattr(loader, 'dataset', None)).__name__} in an order "
+                "of its own, not what guard.attach gave it. Don't set train_dataset after "
+                "attach, and don't override get_train_dataloader"
+            )
+        check_collation(loader, self.guard, "labels")
+
+
+def _as_logged(sums: Float[Tensor, "3"], args: Any) -> Float[Tensor, "3"]:
+    """What the Trainer does to its own loss before it logs it: a factor, a mean over processes."""
+    if getattr(args, "average_tokens_across_devices", False):
+        sums = sums * (args.n_gpu if args.n_gpu > 1 else args.world_size)
+    if is_distributed():
+        dist.all_reduce(sums)
+        sums = sums / dist.get_world_size()
+    return sums
+
+
+def _check(guard: CGDGuard, trainer: Trainer, criterion: Criterion | None) -> None:
+    """Refuse what a guarded Trainer would ignore, or what would ignore the guard."""
+    given = trainer.train_dataset
+    if isinstance(given, GuardedDataset):
+        raise ValueError("this Trainer is guarded already: call attach once")
+    if given is not guard.base:
+        if given is not None and not isinstance(given, Mapping):
+            check_map_style(given)
+        raise ValueError(
+            f"the Trainer's train_dataset ({type(given).__name__}) is not the one that this "
+            f"guard was made for ({type(guard.base).__name__}). Make the guard for "
+            "trainer.train_dataset"
+        )
+    for name, cure in (
+        ("compute_loss", "remove it, and pass its criterion: attach(trainer, criterion=...)"),
+        ("_get_train_sampler", "remove it: the guard decides how often samples are drawn"),
+    ):
+        if name in vars(trainer) or getattr(type(trainer), name) is not getattr(Trainer, name):
+            raise TypeError(
+                f"{type(trainer).__name__} has a {name} of its own, which can't be guarded; {cure}"
+            )
+    if trainer.compute_loss_func is not None:
+        raise ValueError(
+            "the Trainer has a compute_loss_func, which the guard would replace: leave it out, and "
+            "pass what it computes as attach(trainer, criterion=...), a function of logits [B, C] "
+            "and labels [B]"
+        )
+    if criterion is not None and trainer.args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={trainer.args.label_smoothing_factor} has no effect on a "
+            "criterion of yours: set it to 0, and smooth labels in the criterion"
+        )
