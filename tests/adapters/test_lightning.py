@@ -213,7 +213,9 @@ def test_two_processes_deal_the_samples_between_them(tmp_path):
         repeated = outcome["read"] - outcome["expected"]
         assert bool((repeated >= 0).all()), name
         assert int(repeated.sum()) <= 3, name  # epochs: of an odd number, one is dealt twice
-        assert outcome["metrics"]["cgd_clean"] > 0
+        logged = outcome["metrics"]
+        parts = [logged[f"cgd_{part}"] for part in ("clean", "guidance", "unlearning")]
+        assert sum(parts) == pytest.approx(logged["train_loss"], rel=1e-5), name
 
 
 def test_samples_that_would_be_dealt_twice_are_refused():
