@@ -70,9 +70,9 @@ class CGDConfig:
             triggered, in [0, sigma_clean]. Paper: 0.1.
         sigma_slow: mixed samples whose suspicious rank is at least this count as clean: they were
             learned too slowly for a backdoor. In [sigma_clean, 1], or None. Paper: None.
-        readmit_below: in classes that no attack seems to aim at (see :mod:`cgd_wrap.suspects`),
-            triggered and mixed samples with ``clip_rank (1 - suspicious_rank)`` up to this are
-            clean. In [0, 1], or None. Paper: None.
+        corner_cut: ``clip_rank (1 - suspicious_rank)`` up to which flagged samples of classes that
+            no attack seems to aim at are clean, and above which clean samples of the others are
+            mixed (see :mod:`cgd_wrap.suspects`). In [0, 1], or None. Paper: None.
         guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
         unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
@@ -104,7 +104,8 @@ class CGDConfig:
         suspicious_optimizer: ``"adam"`` (reference code) or ``"sgd"`` (momentum 0.9).
         suspicious_learning_rate: > 0. Reference code: 3e-4.
         suspicious_weight_decay: >= 0. Reference code: 5e-4.
-        suspicious_batch_size: samples a step, over all processes. Reference code: 256.
+        suspicious_batch_size: samples a step, over all processes; small data sets get smaller
+            batches, so that an epoch has 16 steps. Reference code: 256.
         holdout_fraction: share of the clean split that is kept out of training, for the stopping
             rule, in [0, 1).
         tolerance: :meth:`CGDGuard.stopping` stops when clean accuracy has fallen by more than
@@ -136,7 +137,7 @@ class CGDConfig:
     sigma_clean: float = 0.2
     sigma_triggered: float = 0.1
     sigma_slow: float | None = 0.3
-    readmit_below: float | None = 0.3
+    corner_cut: float | None = 0.3
     guidance_weight: float = 4.0
     unlearning_weight: float = 0.2
     temperature: float = 1.0
@@ -199,7 +200,7 @@ class CGDConfig:
         """
         numbers: dict[str, Any] = {
             "sigma_slow": None,
-            "readmit_below": None,
+            "corner_cut": None,
             "guidance_weight": 5e-4,
             "unlearning_weight": 0.025,
             "temperature": 3.0,
@@ -353,7 +354,7 @@ _CHECKS: dict[str, Any] = {
     "sigma_clean": _number(0, 1, below=True),
     "sigma_triggered": _number(0, 1, below=True),
     "sigma_slow": _number(0, 1, optional=True),
-    "readmit_below": _number(0, 1, optional=True),
+    "corner_cut": _number(0, 1, optional=True),
     "guidance_weight": _AT_LEAST_0,
     "unlearning_weight": _AT_LEAST_0,
     "temperature": _POSITIVE,

@@ -183,7 +183,7 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self.indices = epochs.packed(0).share_memory_()
+        self.indices = epochs.shuffled(0).share_memory_()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -210,5 +210,5 @@ class BalancedView(Dataset[Any]):
         self.dataset.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw oversampled samples and exposures anew, the same for the same epoch."""
-        self.indices.copy_(self.epochs.packed(epoch))
+        """Draw samples, exposures and order anew, the same for the same epoch."""
+        self.indices.copy_(self.epochs.shuffled(epoch))

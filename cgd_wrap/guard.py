@@ -435,7 +435,7 @@ class CGDGuard:
             labels=self.targets, paths=paths if any(paths) else None, images=self._raw(),
             bad=self.result.bad,
             sigma_clean=self.config.sigma_clean, sigma_triggered=self.config.sigma_triggered,
-            sigma_slow=self.config.sigma_slow, readmit_below=self.config.readmit_below,
+            sigma_slow=self.config.sigma_slow, corner_cut=self.config.corner_cut,
             suspected=self.result.suspected,
             **details,
         )  # fmt: skip
@@ -495,7 +495,7 @@ class CGDGuard:
 
     def _saved_identity(self) -> dict[str, Any]:
         thresholds = (
-            "sigma_clean", "sigma_triggered", "sigma_slow", "readmit_below", "holdout_fraction"
+            "sigma_clean", "sigma_triggered", "sigma_slow", "corner_cut", "holdout_fraction"
         )  # fmt: skip
         return {
             "dataset": dataset_fingerprint(self.base),

@@ -21,7 +21,7 @@ from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.passes import StoredLogits
 from cgd_wrap.split import Split
-from cgd_wrap.suspects import readmit, suspected_classes
+from cgd_wrap.suspects import revised, suspected_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ class ScanResult:
         )
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
         suspected = suspected_classes(labels, *ranks, split.triggered)
-        if config.readmit_below is not None:
-            split = readmit(split, labels, *ranks, suspected, below=config.readmit_below)
+        if config.corner_cut is not None:
+            split = revised(split, labels, *ranks, suspected, corner_cut=config.corner_cut)
         return cls(
             entropy_map=entropy_map,
             split=split,

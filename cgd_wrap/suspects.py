@@ -1,8 +1,9 @@
-"""Which classes an attack seems to aim at, and which flagged samples that acquits.
+"""Which classes an attack seems to aim at, and what that says of their samples and of others'.
 
 The thresholds flag a fixed share of the data, poisoned or not. An attack aims at few classes, and
 its samples gather in the corner of the entropy map where CLIP contradicts the label and it was
-learned fast. Flagged samples of other classes, far from that corner, are ordinary ones.
+learned fast. Flagged samples of other classes, far from that corner, are ordinary ones; samples
+of these classes that passed, but lie near it, may not be.
 """
 
 from __future__ import annotations
@@ -53,16 +54,21 @@ def suspected_classes(
     return (least > CHANCE) | ((least > CHANCE / 2) & (suspicion > 3 * suspicion.median()))
 
 
-def readmit(
+def revised(
     split: Split,
     labels: Int[Tensor, "n"],
     clip_rank: Float[Tensor, "n"],
     suspicious_rank: Float[Tensor, "n"],
     suspected: Bool[Tensor, "classes"],
     *,
-    below: float,
+    corner_cut: float,
 ) -> Split:
-    """Take samples of unsuspected classes that are far from the corner into the clean split.
+    """Let a class' suspicion decide on its samples near the thresholds.
+
+    In unsuspected classes, flagged samples with ``clip_rank (1 - suspicious_rank)`` up to the cut
+    are clean; in suspected ones, clean samples above it are mixed. Triggered samples that CLIP
+    contradicts come back only if some other class is suspected: where none is, there may be an
+    attack that the suspicious model was too slow for.
 
     Args:
         split: by the thresholds.
@@ -70,10 +76,14 @@ def readmit(
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: the same under the suspicious model.
         suspected: from :func:`suspected_classes`.
-        below: largest ``clip_rank (1 - suspicious_rank)`` of such a sample, in [0, 1].
+        corner_cut: in [0, 1].
     """
-    far = (clip_rank * (1 - suspicious_rank) <= below) & ~suspected[labels]
-    back = far & (split.triggered | split.mixed)
+    far, aimed_at = clip_rank * (1 - suspicious_rank) <= corner_cut, suspected[labels]
+    explained = (clip_rank <= 0.5) | suspected.any()
+    back = far & ~aimed_at & (split.mixed | (split.triggered & explained))
+    out = split.clean & ~far & aimed_at
     return Split(
-        clean=split.clean | back, triggered=split.triggered & ~back, mixed=split.mixed & ~back
+        clean=(split.clean | back) & ~out,
+        triggered=split.triggered & ~back,
+        mixed=(split.mixed & ~back) | out,
     )

@@ -27,6 +27,8 @@ from cgd_wrap.views import LabelledImages
 
 logger = logging.getLogger(__name__)
 
+STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, unless batches become smaller than this
+
 _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP and torch.compile add to a name
 
 
@@ -139,15 +141,17 @@ def train_suspicious(
     seed = int(np.random.SeedSequence((config.seed, run)).generate_state(1)[0])
     generator = torch.Generator().manual_seed(seed)
     samples = LabelledImages(view, labels)
+    # A few thousand samples in large batches are a few steps, in which nothing is learned.
+    batch_size = min(config.suspicious_batch_size, max(SMALL_BATCH, len(indices) // STEPS))
     bar = tqdm(
-        total=config.suspicious_epochs * -(-len(indices) // config.suspicious_batch_size),
+        total=config.suspicious_epochs * -(-len(indices) // batch_size),
         desc=f"suspicious model {run + 1}/{config.suspicious_runs}", unit="step",
         disable=not (progress and runtime.is_main),
     )  # fmt: skip
     with bar, seeded(seed + runtime.process_index):
         for _ in range(config.suspicious_epochs):
             order = indices[torch.randperm(len(indices), generator=generator)]
-            batches = list(order.split(config.suspicious_batch_size))
+            batches = list(order.split(batch_size))
             for size, images, given in _batches(samples, batches, runtime, num_workers):
                 with runtime.autocast():
                     logits = logits_of(wrapped(images))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cgd_wrap.functional import corner_weight, split_by_rank
-from cgd_wrap.suspects import CHANCE, POWER, readmit, suspected_classes
+from cgd_wrap.suspects import CHANCE, POWER, revised, suspected_classes
 
 PER_CLASS, CLASSES = 1000, 10
 
@@ -75,12 +75,12 @@ def test_an_attack_on_every_class_is_suspected_in_every_class():
     assert names(suspects(*attacked_map(100, tuple(range(10))))) == list(range(10))
 
 
-def test_what_lies_far_from_the_corner_is_clean_in_unsuspected_classes_alone():
+def test_the_corner_decides_for_unsuspected_and_against_suspected_classes():
     labels, clip_rank, suspicious_rank = attacked_map(200)
     clip_rank[7] = suspicious_rank[7] = math.nan
     before = split_by_rank(clip_rank, suspicious_rank)
     suspected = suspects(labels, clip_rank, suspicious_rank)
-    after = readmit(before, labels, clip_rank, suspicious_rank, suspected, below=0.3)
+    after = revised(before, labels, clip_rank, suspicious_rank, suspected, corner_cut=0.3)
     back = after.clean & ~before.clean
     corner = clip_rank * (1 - suspicious_rank)
     assert int(back.sum()) > 100
@@ -88,6 +88,24 @@ def test_what_lies_far_from_the_corner_is_clean_in_unsuspected_classes_alone():
     assert not bool((labels[back] == 4).any())
     stayed = (before.triggered | before.mixed) & (labels != 4) & ~back
     assert float(corner[stayed].min()) > 0.3
-    assert bool((before.clean <= after.clean).all())
+    dropped = before.clean & ~after.clean
+    assert int(dropped.sum()) > 10
+    assert bool((labels[dropped] == 4).all())
+    assert float(corner[dropped].min()) > 0.3
+    assert bool(after.mixed[dropped].all())
+    assert float(corner[after.clean & (labels == 4)].max()) <= 0.3
     assert not bool((after.clean | after.triggered | after.mixed)[7])
     assert sum(after.counts().values()) == len(labels)
+
+
+def test_what_clip_contradicts_stays_flagged_while_nobody_is_suspected():
+    labels, clip_rank, suspicious_rank = honest_map()
+    poison = (labels == 4).nonzero().squeeze(1)[:100]
+    clip_rank[poison], suspicious_rank[poison] = 0.97, 0.8  # learned too slowly to be noticed
+    before = split_by_rank(clip_rank, suspicious_rank)
+    suspected = suspects(labels, clip_rank, suspicious_rank)
+    assert names(suspected) == []
+    after = revised(before, labels, clip_rank, suspicious_rank, suspected, corner_cut=0.3)
+    assert bool(after.triggered[poison].all())
+    assert float(clip_rank[after.clean & before.triggered].max()) <= 0.5
+    assert int((after.clean & ~before.clean).sum()) > 100

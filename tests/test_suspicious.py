@@ -209,10 +209,10 @@ LABELS = torch.arange(64) % 2
 READABLE = torch.arange(48)
 
 
-def trained(**changes) -> nn.Module:
+def trained(samples: int = len(READABLE), **changes) -> nn.Module:
     numbers = {"suspicious_epochs": 4, "suspicious_batch_size": 8, "suspicious_learning_rate": 0.01}
     return train_suspicious(
-        fresh_copy(tiny_net(classes=2), seed=0), Bright(), LABELS, READABLE,
+        fresh_copy(tiny_net(classes=2), seed=0), Bright(), LABELS, READABLE[:samples],
         CGDConfig(**(numbers | changes)), Runtime(torch.device("cpu")), progress=False,
     )  # fmt: skip
 
@@ -238,8 +238,13 @@ def test_it_is_reproducible_and_leaves_the_global_stream_alone():
 
 
 def test_a_last_batch_of_one_sample_is_left_out():
-    model = trained(suspicious_batch_size=47, suspicious_epochs=1)
-    assert model[1].num_batches_tracked == 1
+    model = trained(47, suspicious_batch_size=23, suspicious_epochs=1)  # 23 + 23 + 1 samples
+    assert model[1].num_batches_tracked == 2
+
+
+def test_small_data_sets_get_small_batches():
+    model = trained(suspicious_batch_size=256, suspicious_epochs=1)
+    assert model[1].num_batches_tracked == 2  # of 32 and 16 samples
 
 
 # --- outputs ------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""What timm's loaders and training scripts need to know of a guard.
+
+In a script that builds its loader by ``create_loader``, such as timm's own ``train.py``::
+
+    from cgd_wrap.adapters.timm import evaluated, protect
+
+    view = evaluated(dataset_train, data_config)
+    guard = CGDGuard(model, dataset_train, eval_dataset_view=view, cache_dir="runs/cgd").scan()
+    loader_train, train_loss_fn = protect(guard, loader_train, train_loss_fn)
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data import ImageNetInfo, create_transform
+from timm.data.loader import PrefetchLoader
+from timm.data.mixup import FastCollateMixup
+
+from cgd_wrap.guard import CGDGuard
+from cgd_wrap.loss import CGDLoss, Criterion
+from cgd_wrap.views.class_names import find_class_names
+
+# Option of timm's train.py -> its value when off, and what it does to a sample's label.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "mixup": (0, "blends labels"),
+    "cutmix": (0, "blends labels"),
+    "cutmix_minmax": (None, "blends labels"),
+    "aug_splits": (0, "is for AugMix, which repeats labels"),
+    "jsd_loss": (False, "is for AugMix, and compares samples with each other"),
+    "bce_loss": (False, "is computed class by class, not sample by sample"),
+    "aug_repeats": (0, "draws samples several times, where the guard decides how often"),
+    "epoch_repeats": (0, "draws samples several times, where the guard decides how often"),
+}
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def refuse_mixing(options: Any) -> None:
+    """Refuse the options of timm's ``train.py`` under which a label can't name its sample.
+
+    Args:
+        options: namespace or mapping of option names, such as ``mixup``, to values. Options that
+            it doesn't have count as off.
+
+    Raises:
+        ValueError: naming all of them, and how to turn each off.
+    """
+    values = options if isinstance(options, Mapping) else vars(options)
+    faults = []
+    for name, (off, reason) in REFUSED.items():
+        value = values.get(name, off)
+        if value in (off, None):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        leave_out = value is True or off is None
+        cure = f"leave {flag} out" if leave_out else f"pass {flag} {off}"
+        given = flag if value is True else f"{flag} {value}"
+        faults.append(f"{given} {reason}: {cure}")
+    if faults:
+        raise ValueError("a guarded run needs to know each label's sample. " + "; ".join(faults))
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Class names in the order of the labels, with WordNet ids (``n01440764``) put into words.
+
+    Args:
+        dataset: of ``create_dataset``, or any that a guard takes.
+
+    Returns:
+        None where the dataset doesn't know them.
+    """
+    names = find_class_names(dataset)
+    if not names or not all(_WORDNET_ID.fullmatch(name) for name in names):
+        return names
+    information = ImageNetInfo()
+    try:
+        every = [information.label_name_to_description(name) for name in names]
+    except KeyError:  # an id of another version of WordNet
+        return names
+    detailed = [information.label_name_to_description(name, detailed=True) for name in names]
+    first = [synonyms.split(",")[0] for synonyms in every]
+    # A crane is a bird and a machine: as many words as it takes to tell them apart.
+    by_first, by_all = Counter(first), Counter(every)
+    return [
+        short if by_first[short] == 1 else (full if by_all[full] == 1 else definition)
+        for short, full, definition in zip(first, every, detailed, strict=True)
+    ]
+
+
+def evaluated(dataset: Any, data_config: Mapping[str, Any]) -> Any:
+    """The same samples, as timm evaluates a model on them; the dataset is left as it is.
+
+    Args:
+        dataset: of ``create_dataset``; with or without a transform.
+        data_config: of ``resolve_data_config``.
+
+    Returns:
+        A dataset for ``CGDGuard(eval_dataset_view=...)``: of normalised float tensors.
+    """
+    view = copy.copy(dataset)
+    view.transform = create_transform(**data_config, is_training=False)
+    return view
+
+
+def protect(
+    guard: CGDGuard, loader: Any, criterion: Criterion | None = None
+) -> tuple[Any, CGDLoss]:
+    """:meth:`CGDGuard.protect` for what ``create_loader`` returns, prefetcher or not.
+
+    Normalisation, random erasing and every option of the loader stay.
+
+    Args:
+        guard: of the loader's dataset, scanned.
+        loader: of ``create_loader(is_training=True)``.
+        criterion: of the script. Default: cross entropy.
+
+    Raises:
+        TypeError: for a loader that can't be rebuilt, such as ``use_multi_epochs_loader``.
+        ValueError: for mixup or CutMix in the loader, or a loader of another dataset.
+    """
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if isinstance(getattr(inner, "collate_fn", None), FastCollateMixup):
+        raise ValueError(
+            "this loader blends labels by mixup or CutMix, so that they no longer say which "
+            "samples they belong to. Create it without (train.py: --mixup 0 --cutmix 0)"
+        )
+    guarded, loss = guard.protect(inner, criterion)
+    if inner is loader:
+        return guarded, loss
+    outer = copy.copy(loader)
+    outer.loader = guarded
+    return outer, loss

@@ -1,0 +1,98 @@
+"""Every example runs on the demo's data, is short, and says what came out."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FIGURES = r"clean accuracy (\d+\.\d)%, attack success rate (\d+\.\d)%"
+FOUND = r"(\d+\.\d)% of the poison is in the triggered split, (\d+\.\d)% is left in the clean one"
+# Example -> options that make it quick, and what it prints at the end.
+QUICK = {
+    "quickstart": ("--size 600 --epochs 1", FIGURES),
+    "hf_trainer": ("--size 2000 --epochs 1 --out {out}", FIGURES),
+    "timm_finetune": ("--size 600 --epochs 1", FIGURES),
+    "accelerate_ddp": ("--size 600 --epochs 1", FIGURES),
+    "lightning_module": ("--size 3000 --epochs 1", FIGURES),
+    "audit_only": ("--size 600 --attack blended --out {out}", FOUND),
+    "own_clip": ("--size 600", FOUND),
+}
+TRAINING = [name for name, (_, printed) in QUICK.items() if printed == FIGURES]
+TOOLS = {"cifar10", "train_tiny_clip", "tiny_clip_images"}  # made what is in the repository
+MOST_LINES = 60
+
+
+def run(name: str, options: str, folder: Path, processes: int = 0) -> str:
+    command = [str(EXAMPLES / f"{name}.py"), *options.replace("{out}", str(folder)).split()]
+    if processes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command = [*torchrun, "--master_port", port, *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_example_runs(name, tmp_path):
+    options, printed = QUICK[name]
+    assert re.search(printed, run(name, options, tmp_path))
+    assert name != "audit_only" or (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_accelerate_example_runs_on_two_processes(tmp_path):
+    options, printed = QUICK["accelerate_ddp"]
+    assert len(re.findall(printed, run("accelerate_ddp", options, tmp_path, processes=2))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_guarded_example_does_not_learn_the_backdoor(name, tmp_path):
+    def figures(*options: str) -> tuple[float, float]:
+        printed = re.search(FIGURES, run(name, " ".join(options), tmp_path))
+        assert printed
+        return float(printed[1]), float(printed[2])
+
+    accuracy, success = figures("--unguarded")
+    guarded_accuracy, guarded_success = figures()
+    assert success > 90
+    assert guarded_success < 10
+    assert guarded_accuracy > accuracy - 10
+
+
+def test_every_example_is_run_here():
+    found = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert found == {*QUICK, *TOOLS}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_example_is_short(name):
+    source = (EXAMPLES / f"{name}.py").read_text()
+    texts = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    code = [
+        line
+        for number, line in enumerate(source.splitlines(), start=1)
+        if line.strip() and not line.strip().startswith("#") and number not in texts
+    ]
+    assert len(code) < MOST_LINES
