@@ -55,8 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     scan.set_defaults(command=_scan)
 
     defend = commands.add_parser("defend", help="scan, then repair a backdoored model")
-    _data_arguments(defend)
-    defend.add_argument("--weights-out", type=Path, required=True, help="repaired, .safetensors")
+    _data_arguments(defend, required=False)
+    defend.add_argument("--weights-out", type=Path, help="repaired, .safetensors")
+    defend.add_argument("--backdoorbench", type=Path, metavar="FOLDER", help="a result of "
+                        "BackdoorBench (record/NAME), in place of images, --out, --model, "
+                        "--checkpoint, --class-names and --weights-out")  # fmt: skip
+    defend.add_argument("--data", type=Path, help="with --backdoorbench: the clean data set's "
+                        "folder; default: where the attack found it")  # fmt: skip
     defend.set_defaults(command=_defend)
 
     report = commands.add_parser("report", help="write the report of a saved scan again")
@@ -65,10 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, help="folder with a subfolder of images per class")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--model", required=True, help="timm name of the classifier")
+def _data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("images", type=Path, nargs=None if required else "?",
+                        help="folder with a subfolder of images per class")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=required, help="folder of the results")
+    parser.add_argument("--model", required=required, help="timm name of the classifier")
     parser.add_argument("--checkpoint", type=Path, help="its weights; default: untrained")
     parser.add_argument("--class-names", type=Path, help="text file, a name per line, in the "
                         "subfolders' alphabetical order; default: their names")  # fmt: skip
@@ -98,6 +104,39 @@ def _scan(args: argparse.Namespace) -> None:
 
 
 def _defend(args: argparse.Namespace) -> None:
+    of_images = ("images", "out", "model", "checkpoint", "class_names", "weights_out")
+    given = [name for name in of_images if getattr(args, name) is not None]
+    if args.backdoorbench:
+        if given:
+            raise ValueError(f"--backdoorbench takes the place of {given}: leave them out")
+        _defend_result(args)
+        return
+    missing = [name for name in ("images", "out", "model", "weights_out") if name not in given]
+    if missing or args.data:
+        raise ValueError(
+            "defend needs images, --out, --model and --weights-out, or --backdoorbench and perhaps "
+            f"--data; missing: {missing or '--backdoorbench'}"
+        )
+    _defend_images(args)
+
+
+def _defend_result(args: argparse.Namespace) -> None:
+    from cgd_wrap.adapters.backdoorbench import defend_folder, in_words
+
+    defence = defend_folder(
+        args.backdoorbench,
+        data_folder=args.data,
+        clip=args.clip,
+        config=CGDConfig.from_yaml(args.config) if args.config else None,
+        num_workers=args.workers,
+        progress=not args.quiet,
+    )
+    _print_files(defence.files)
+    print("before:", in_words(defence.before))
+    print("after: ", in_words(defence.after))
+
+
+def _defend_images(args: argparse.Namespace) -> None:
     from safetensors.torch import save_model
 
     guard = _guard(args).scan()
