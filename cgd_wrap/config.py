@@ -60,7 +60,8 @@ REFERENCE_HOST_KEYS = frozenset(
 class CGDConfig:
     """Settings of the scan, the split, the loss and :meth:`CGDGuard.fit`.
 
-    The defaults are the best that we measured (``examples/results``); :meth:`paper` holds the
+    The defaults are the best that we measured for repairing a trained model
+    (``examples/results``); :meth:`from_scratch` suits untrained ones, and :meth:`paper` holds the
     reference code's numbers. Where no other source is named, a default is ours.
 
     Attributes:
@@ -76,8 +77,7 @@ class CGDConfig:
         guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
         unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
-        epsilon: of ``log(p + epsilon)``, in (0, 1). Keeps the unlearning bounded; labels that the
-            model gives less than this are left alone. Reference code: 1e-6.
+        epsilon: keeps the unlearning bounded, in (0, 1). Reference code: 1e-6.
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
         doubt_labels: take the corner weight as the probability that a triggered sample's label is
@@ -138,16 +138,16 @@ class CGDConfig:
     sigma_clean: float = 0.2
     sigma_triggered: float = 0.1
     sigma_slow: float | None = 0.3
-    corner_cut: float | None = 0.4
+    corner_cut: float | None = 0.3
     guidance_weight: float = 4.0
     unlearning_weight: float = 0.2
     temperature: float = 1.0
-    epsilon: float = 0.1
+    epsilon: float = 1e-6
     corner_power: float = 4.0
     doubt_labels: bool = True
     normalise_by: Literal["expectation", "batch"] = "expectation"
-    exposure_rate: float = 0.5
-    exposure_strength: float = 0.6
+    exposure_rate: float = 0.7
+    exposure_strength: float = 0.65
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
     reference_scores: bool = False
@@ -203,7 +203,6 @@ class CGDConfig:
             "sigma_slow": None,
             "corner_cut": None,
             "guidance_weight": 5e-4,
-            "epsilon": 1e-6,
             "unlearning_weight": 0.025,
             "temperature": 3.0,
             "corner_power": 0.0,
@@ -224,6 +223,15 @@ class CGDConfig:
             "max_batches_per_epoch": 200,
         }
         return cls(**(numbers | changes))
+
+    @classmethod
+    def from_scratch(cls, **changes: Any) -> CGDConfig:
+        """For a loop that starts from random weights: the default is made for repairing.
+
+        A network that never learns the backdoor need not unlearn it, and both the unlearning and
+        the exposure cost a short training some of its accuracy.
+        """
+        return cls(**({"unlearning_weight": 0.05, "exposure_rate": 0.0} | changes))
 
     def replace(self, **changes: Any) -> CGDConfig:
         """A copy with some fields changed, validated anew."""

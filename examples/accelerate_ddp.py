@@ -45,8 +45,7 @@ def main() -> None:
     loader = DataLoader(train_set, batch, shuffle=True, drop_last=True)
     criterion = nn.CrossEntropyLoss()
     if not options.unguarded:
-        # Unlearn gently where weights start from random ones; small steps for so little data.
-        config = CGDConfig(unlearning_weight=0.05, suspicious_batch_size=64)  # +
+        config = CGDConfig.from_scratch()  # +
         guard = CGDGuard(model, train_set, clip=CLIP, config=config, accelerator=accelerator)  # +
         loader, criterion = guard.scan().protect(loader, criterion)  # +
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)

@@ -36,8 +36,7 @@ def main() -> None:
     train_loader = DataLoader(train_set, batch_size=64, shuffle=True, drop_last=True)
     criterion = nn.CrossEntropyLoss()
     if not options.unguarded:
-        # Unlearn gently where weights start from random ones; small steps for so little data.
-        config = CGDConfig(unlearning_weight=0.05, suspicious_batch_size=64)  # +
+        config = CGDConfig.from_scratch()  # +
         guard = CGDGuard(model, train_set, clip=CLIP, config=config).scan()  # +
         train_loader, criterion = guard.protect(train_loader, criterion)  # +
         print("split:", guard.split.counts())

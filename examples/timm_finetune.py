@@ -49,8 +49,7 @@ def main() -> None:
     )  # fmt: skip
     loss_fn = LabelSmoothingCrossEntropy(0.1)
     if not options.unguarded:
-        # Unlearn gently where weights start from random ones; small steps for so little data.
-        config = CGDConfig(unlearning_weight=0.05, suspicious_batch_size=64)  # +
+        config = CGDConfig.from_scratch()  # +
         view = evaluated(dataset, data)  # +
         guard = CGDGuard(model, dataset, clip=CLIP, config=config, eval_dataset_view=view)  # +
         loader, loss_fn = protect(guard.scan(), loader, loss_fn)  # +

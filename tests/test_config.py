@@ -150,3 +150,10 @@ def test_unknown_and_ignored_settings_are_refused(line, message, rest, yaml_file
 def test_a_file_without_settings_is_refused(text, yaml_file):
     with pytest.raises(ValueError, match="mapping of settings"):
         CGDConfig.from_yaml(yaml_file(text))
+
+
+def test_from_scratch_is_the_default_but_for_what_repairs():
+    scratch, default = CGDConfig.from_scratch(epochs=3).as_dict(), CGDConfig().as_dict()
+    changed = {name for name, value in scratch.items() if value != default[name]}
+    assert changed == {"unlearning_weight", "exposure_rate", "epochs"}
+    assert scratch["unlearning_weight"] < default["unlearning_weight"]
