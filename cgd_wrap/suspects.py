@@ -66,9 +66,10 @@ def revised(
     """Let a class' suspicion decide on its samples near the thresholds.
 
     In unsuspected classes, flagged samples with ``clip_rank (1 - suspicious_rank)`` up to the cut
-    are clean; in suspected ones, clean samples above it are mixed. Triggered samples that CLIP
-    contradicts come back only if some other class is suspected: where none is, there may be an
-    attack that the suspicious model was too slow for.
+    are clean; in suspected ones, clean samples above it are mixed, but for the quarter that is
+    farthest from the corner. Triggered samples that CLIP contradicts come back only if some other
+    class is suspected: where none is, there may be an attack that the suspicious model was too
+    slow for.
 
     Args:
         split: by the thresholds.
@@ -78,10 +79,14 @@ def revised(
         suspected: from :func:`suspected_classes`.
         corner_cut: in [0, 1].
     """
-    far, aimed_at = clip_rank * (1 - suspicious_rank) <= corner_cut, suspected[labels]
+    corner, aimed_at = clip_rank * (1 - suspicious_rank), suspected[labels]
+    far = corner <= corner_cut
     explained = (clip_rank <= 0.5) | suspected.any()
     back = far & ~aimed_at & (split.mixed | (split.triggered & explained))
     out = split.clean & ~far & aimed_at
+    for label in labels[out].unique():
+        members = split.clean & (labels == label)
+        out &= ~(members & (corner <= corner[members].quantile(0.25)))
     return Split(
         clean=(split.clean | back) & ~out,
         triggered=split.triggered & ~back,

@@ -109,3 +109,14 @@ def test_what_clip_contradicts_stays_flagged_while_nobody_is_suspected():
     assert bool(after.triggered[poison].all())
     assert float(clip_rank[after.clean & before.triggered].max()) <= 0.5
     assert int((after.clean & ~before.clean).sum()) > 100
+
+
+def test_a_suspected_class_keeps_a_quarter_of_its_clean_samples():
+    labels, clip_rank, suspicious_rank = attacked_map(200)
+    before = split_by_rank(clip_rank, suspicious_rank)
+    suspected = torch.arange(CLASSES) == 4
+    after = revised(before, labels, clip_rank, suspicious_rank, suspected, corner_cut=0.0)
+    members = labels == 4
+    kept = int((after.clean & members).sum()) / int((before.clean & members).sum())
+    assert kept == pytest.approx(0.25, abs=0.01)
+    assert bool((before.clean & ~members <= after.clean).all())
