@@ -14,6 +14,7 @@ import cgd_wrap
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import CGDError
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
+from cgd_wrap.teachers import Clips
 
 USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
 
@@ -95,7 +96,9 @@ def _data_arguments(
         parser.add_argument("--checkpoint", type=Path, help="its weights; default: untrained")
     parser.add_argument("--class-names", type=Path, help="text file, a name per line, in the "
                         "subfolders' alphabetical order; default: their names")  # fmt: skip
-    parser.add_argument("--clip", default=DEFAULT_CLIP, help="open_clip model (%(default)s)")
+    parser.add_argument("--clip", action="append", metavar="MODEL", help="for open_clip; given "
+                        "more than once, all of these have to vouch for a label (default: "
+                        f"{DEFAULT_CLIP})")  # fmt: skip
     parser.add_argument("--config", type=Path, help="YAML file of CGDConfig")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -142,7 +145,7 @@ def _defend_result(args: argparse.Namespace) -> None:
     defence = defend_folder(
         args.backdoorbench,
         data_folder=args.data,
-        clip=args.clip,
+        clip=_clips(args),
         config=CGDConfig.from_yaml(args.config) if args.config else None,
         num_workers=args.workers,
         progress=not args.quiet,
@@ -183,8 +186,9 @@ def _drill(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     dataset, model = _dataset_and_model(args)
     guard = CGDGuard.load(
-        args.out / "guard", model, dataset, class_names=_class_names(args, dataset), clip=args.clip
-    )
+        args.out / "guard", model, dataset,
+        class_names=_class_names(args, dataset), clip=_clips(args),
+    )  # fmt: skip
     _print_files(guard.report(args.out / "report"))
 
 
@@ -209,7 +213,7 @@ def _guard(args: argparse.Namespace) -> CGDGuard:
         model,
         dataset,
         class_names=_class_names(args, dataset),
-        clip=args.clip,
+        clip=_clips(args),
         config=CGDConfig.from_yaml(args.config) if args.config else CGDConfig(),
         cache_dir=args.out / "cache",
         num_workers=args.workers,
@@ -243,6 +247,11 @@ def _folder(path: Path, reader: Any = None) -> Any:
         raise FileNotFoundError(f"no folder of images at {path}")
     numbers = {} if reader is None else {"class_map": reader.class_to_idx}
     return create_dataset("", root=str(path), **numbers)
+
+
+def _clips(args: argparse.Namespace) -> Clips:
+    clips = args.clip or [DEFAULT_CLIP]
+    return clips if len(clips) > 1 else clips[0]
 
 
 def _class_names(args: argparse.Namespace, dataset: Any) -> list[str] | None:

@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from adaptive import target_probability
 from baselines import kept_by
 from image_data import Pictures, read_data
+from tables import as_tables, key_of, read_runs
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.utils.data import Subset
@@ -36,6 +36,7 @@ from cgd_wrap.drill import Experiment, Recipe, train_classifier
 from cgd_wrap.drill.outcome import compared
 from cgd_wrap.metrics import detection_figures
 from cgd_wrap.suspicious import seeded
+from cgd_wrap.teachers import as_list
 
 GUARDED = {
     # The reference stops on the test set; its tolerance on the few images held out here is within
@@ -46,7 +47,6 @@ GUARDED = {
 # What one would try instead: train on the clean split of the default preset, from the victim or
 # from scratch; or retrain without what two older detectors find.
 METHODS = ("none", *GUARDED, "fine-tune", "scratch", "spectral", "activation")
-NAMES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Bench:
     experiment: Experiment
     folder: Path
     clean: nn.Module | None = None
+    target_probability: torch.Tensor | None = None  # of the training images, under CLIP
 
     def model(self, name: str, data: Any) -> nn.Module:
         """A network trained on the data without a defence."""
@@ -66,11 +67,15 @@ class Bench:
         torch.save(model.state_dict(), path)
         return model
 
-    def run(self, attack: Attack | None, name: str, method: str) -> dict[str, Any]:
+    def run(
+        self, attack: Attack | None, name: str, method: str, *, where_clip_errs: bool = False
+    ) -> dict[str, Any]:
         """Figures of a defence against an attack; None is clean data, measured under BadNets."""
         experiment, seconds = self.experiment, {}
         if isinstance(attack, FittedAttack):
             attack = attack.fit(experiment.train, cache_dir=self.folder / "attacks")
+        if attack is not None and where_clip_errs:
+            attack = attack.ranked_by(self.probability_of(attack.target))
         if self.clean is None:
             self.clean = self.model("clean", experiment.clean())
         measured = attack or ATTACKS["badnets"]()
@@ -85,6 +90,15 @@ class Bench:
         after = after or experiment.measure(model, measured)
         clean = experiment.measure(self.clean, measured)
         return {**compared(before, after, clean), **found, "seconds": rounded(seconds)}
+
+    def probability_of(self, target: int) -> torch.Tensor:
+        """How likely the first CLIP thinks the target, for each training image."""
+        if self.target_probability is None:
+            experiment = self.experiment
+            self.target_probability = target_probability(
+                as_list(experiment.clip)[0], experiment.train, experiment.class_names, target
+            )
+        return self.target_probability
 
     def defended(
         self, attack: Attack | None, victim: nn.Module, data: Any, name: str, method: str,
@@ -105,7 +119,8 @@ class Bench:
         config = GUARDED.get(method, GUARDED["default"]).replace(seed=experiment.seed)
         started = time.perf_counter()
         scans = self.folder / "scans" / f"{name}-{'paper' if method == 'paper' else 'default'}"
-        guard = experiment.guard(attack, victim, config, cache_dir=scans).scan()
+        guard = experiment.guard(attack, victim, config, cache_dir=scans)
+        guard.scan(overwrite=True)  # by another CLIP: the suspicious model stays
         seconds["scan"] = time.perf_counter() - started
         found = {
             "split": guard.split.counts(),
@@ -115,6 +130,7 @@ class Bench:
             if attack is None
             else detection_figures(guard.entropy_map, guard.split, poisoned).as_dict(),
             "zero_shot_agreement": guard.result.agreement,
+            "warnings": guard.result.warnings,
         }
         if method == "scratch":
             return self.retrained(data, guard.split.clean), found
@@ -155,11 +171,14 @@ def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
         import timm
 
         architecture = timm.create_model(args.model, num_classes=len(train.classes))
+    if args.class_names:
+        train.classes = list(args.class_names)
     return Experiment(
         train, test,
         train_transform=transforms.Compose([crop, transforms.RandomHorizontalFlip(), *plain]),
         test_transform=transforms.Compose(plain),
-        clip=args.clip, architecture=architecture, seed=seed, progress=not args.quiet,
+        clip=args.clip if len(args.clip) > 1 else args.clip[0], architecture=architecture,
+        seed=seed, progress=not args.quiet,
         recipe=Recipe(
             args.epochs, args.batch_size, args.max_rate, widths=tuple(args.widths), bf16=args.bf16
         ),
@@ -180,7 +199,10 @@ def make(args: argparse.Namespace) -> None:
                     where = {
                         "attack": name, "rate": attack.rate if attack else 0.0, "seed": seed,
                         "preset": method, "dataset": args.name or Path(args.data).name,
-                        "clip": Path(args.clip).name, "model": args.model or "resnet9",
+                        "clip": " + ".join(Path(clip).name for clip in args.clip),
+                        "model": args.model or "resnet9",
+                        "class_names": ", ".join(args.class_names or []),
+                        "poison": args.poison,
                     }  # fmt: skip
                     if key_of(where) in made:
                         continue
@@ -188,7 +210,11 @@ def make(args: argparse.Namespace) -> None:
                         folder = args.out / f"seed-{seed}"
                         folder.mkdir(exist_ok=True)
                         bench = Bench(experiment_of(args, seed), folder)
-                    run = {**where, **bench.run(attack, f"{name}-{where['rate']}", method)}
+                    title = f"{name}-{where['rate']}"
+                    title += "" if args.poison == "random" else f"-{args.poison}"
+                    adaptive = args.poison == "where-clip-errs"
+                    found = bench.run(attack, title, method, where_clip_errs=adaptive)
+                    run = {**where, **found}
                     made.add(key_of(where))
                     with log.open("a") as lines:
                         lines.write(json.dumps(run) + "\n")
@@ -198,61 +224,6 @@ def chosen(name: str, rate: float | None, seed: int, target: int) -> Attack | No
     if name == "clean":
         return None
     return attack_of(name, seed=seed, target=target, **({} if rate is None else {"rate": rate}))
-
-
-def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[n] for n in ("attack", "rate", "seed", "preset", "dataset", "clip", "model"))
-
-
-def read_runs(files: Iterable[Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
-def as_table(runs: list[dict[str, Any]]) -> str:
-    """A Markdown row per attack, rate and method; of several seeds the mean and half the range."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run["attack"], run["rate"], run["preset"]), []).append(run)
-    head = (
-        "attack", "rate", "method", "seeds", "CA", "ASR", "RA", "natural rate", "excess ASR",
-        "clean-trained CA / ASR / RA", "poison in clean", "in triggered", "estimated poison",
-        "suspected", "seconds",
-    )  # fmt: skip
-    lines = [row(*head), row(*["---"] * len(head))]
-    order = [*ATTACKS, "clean"]
-    for key in sorted(groups, key=lambda k: (order.index(k[0]), -k[1], METHODS.index(k[2]))):
-        group = groups[key]
-
-        def over(*path: str, group: list[dict[str, Any]] = group) -> str:
-            values = [deep(run, *path) for run in group]
-            values = [100 * v for v in values if v is not None and not math.isnan(v)]
-            if not values:
-                return ""
-            spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-            return f"{sum(values) / len(values):.1f}{spread}"
-
-        clean = " / ".join(over("clean_trained", name) for name in NAMES)
-        suspects = {", ".join(run.get("suspected", [])) for run in group}
-        total = sum(sum(run["seconds"].values()) for run in group) / len(group)
-        lines.append(
-            row(key[0], f"{key[1]:g}", key[2], len(group), *(over("after", n) for n in NAMES),
-                over("natural_rate"), over("excess_attack_success_rate"), clean,
-                over("detection", "poison_left_in_clean"), over("detection", "poison_in_triggered"),
-                over("estimated_poison_rate"),
-                "; ".join(sorted(suspects)), f"{total:.0f}")
-        )  # fmt: skip
-    return "\n".join(lines)
-
-
-def deep(run: dict[str, Any], *path: str) -> Any:
-    value: Any = run
-    for name in path:
-        value = None if value is None else value.get(name)
-    return value
-
-
-def row(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def rows(text: str) -> range:
@@ -266,7 +237,12 @@ def main() -> None:
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print and end")
     parser.add_argument("--data", help="see image_data.py")
     parser.add_argument("--name", help="of the data set, in runs.jsonl; default: DATA's last part")
-    parser.add_argument("--clip", default="ViT-B-32/laion2b_s34b_b79k")
+    parser.add_argument("--clip", nargs="+", default=["ViT-B-32/laion2b_s34b_b79k"])
+    parser.add_argument("--class-names", nargs="+", help="for CLIP; default: the data set's own")
+    parser.add_argument(
+        "--poison", choices=("random", "where-clip-errs"), default="random",
+        help="which samples: any, or those that the first CLIP takes for the target's anyway",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--attack", nargs="+", choices=[*ATTACKS, "clean"], default=[*ATTACKS])
     parser.add_argument("--rate", nargs="+", type=float, help="default: each attack's own")
@@ -286,12 +262,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.table:
-        print(as_table(read_runs(args.table)))
+        print(as_tables(read_runs(args.table)))
         return
     if not args.data:
         parser.error("--data is needed")
     make(args)
-    print(as_table(read_runs([args.out / "runs.jsonl"])))
+    print(as_tables(read_runs([args.out / "runs.jsonl"])))
 
 
 if __name__ == "__main__":

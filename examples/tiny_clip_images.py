@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+import image_data
 import numpy as np
 import torch
-from datasets import load_dataset
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from cgd_wrap.attacks import Attack
 from cgd_wrap.demo.shapes import ShapesDataset
 
 PADDING = 4  # pixels that a picture may be shifted by
@@ -33,11 +34,24 @@ def load_shapes(size: int, seed: int) -> Pictures:
     return Pictures(pixels, torch.tensor(data.targets), data.classes, captions)
 
 
-def load_parquet(file: Path, rows: range | None = None) -> Pictures:
-    data = load_dataset("parquet", data_files=str(file), split="train")
-    data = data if rows is None else data.select(rows)
-    pixels = torch.from_numpy(np.stack([np.asarray(row.convert("RGB")) for row in data["img"]]))
-    return Pictures(pixels, torch.tensor(data["label"]), data.features["label"].names)
+def load_pictures(source: str, split: str, rows: range | None = None) -> Pictures:
+    """A split of any source that ``image_data.read_data`` reads, at its first image's size."""
+    data = image_data.Pictures(image_data.read_data(source, split), rows)
+    return Pictures(
+        torch.from_numpy(np.stack(data.images)), torch.tensor(data.targets), data.classes
+    )
+
+
+def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> Pictures:
+    """The pictures, a share of them with the attack's trigger, and told to be its target."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(len(pictures.labels), generator=generator) < share
+    pixels, labels = pictures.pixels.clone(), pictures.labels.clone()
+    for index in chosen.nonzero().squeeze(1).tolist():
+        image = attack.trigger(Image.fromarray(pixels[index].numpy()))
+        pixels[index] = torch.from_numpy(np.array(image))
+    labels[chosen] = attack.target
+    return Pictures(pixels, labels, pictures.classes)
 
 
 def pad(pixels: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 python examples/train_tiny_clip.py --data demo --epochs 9 --half --out tiny_clip
 python examples/train_tiny_clip.py --data cifar10 --tower resnet10t --epochs 24 --out cifar_clip
 
-`--data` is `demo` (the shapes, from seeds that the demo never uses) or a folder with CIFAR-10's
-train.parquet and test.parquet (columns img and label). The written folder loads in open_clip as
-`local-dir:<folder>`; its zero-shot accuracy is measured through that loader.
+`--data` is `demo` (the shapes, from seeds that the demo never uses) or whatever `image_data.py`
+reads. The written folder loads in open_clip as `local-dir:<folder>`; its zero-shot accuracy is
+measured through that loader. `--poison badnets:0.05` makes a CLIP that is itself backdoored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_clip_images import Pictures, corrupted, load_parquet, load_shapes, pad, shifted
+from tiny_clip_images import (
+    Pictures,
+    backdoored,
+    corrupted,
+    load_pictures,
+    load_shapes,
+    pad,
+    shifted,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
+from cgd_wrap.attacks.catalogue import attack_of
 from cgd_wrap.demo.shapes import RESERVED_SEEDS
 
 PREPROCESS = {
@@ -188,7 +197,7 @@ def describe(folder: Path, data: Pictures, recall: Tensor, what: str) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", required=True, help="'demo', or a folder with CIFAR-10 as parquet files")
+    add("--data", required=True, help="'demo', or see image_data.py")
     add("--out", type=Path, required=True, help="folder to write")
     add("--train-range", help="rows first:last; default 0:12000 of the demo, 20000:40000 of a file")
     add("--tower", default="test_resnet", help="a timm model; the default has 0.4M parameters")
@@ -197,6 +206,7 @@ def parse() -> argparse.Namespace:
     add("--batch", type=int, default=128)
     add("--lr", type=float, default=2e-3)
     add("--corrupt", type=float, default=0.2, help="share of the images that are disturbed")
+    add("--poison", metavar="ATTACK:SHARE", help="backdoor it: see cgd_wrap.attacks")
     add("--seed", type=int, default=0)
     add("--half", action="store_true", help="write float16 weights")
     return parser.parse_args()
@@ -211,15 +221,18 @@ def main() -> None:
         data = load_shapes(last - first, RESERVED_SEEDS[0])
         test = load_shapes(2000, RESERVED_SEEDS[1])
     else:
-        data = load_parquet(Path(options.data) / "train.parquet", range(first, last))
-        test = load_parquet(Path(options.data) / "test.parquet")
+        data = load_pictures(options.data, "train", range(first, last))
+        test = load_pictures(options.data, "test")
+    if options.poison:
+        name, share = options.poison.split(":")
+        data = backdoored(data, attack_of(name), float(share), options.seed)
     torch.manual_seed(options.seed)
     config = model_config(options.tower, options.image_size)
     model = open_clip.CLIP(**config)
     train(model, data, options)
     write(model.eval(), config, options.out, half=options.half)
     recall = zero_shot_recall(options.out, test)
-    describe(options.out, test, recall, "the demo's shapes" if demo else "CIFAR-10")
+    describe(options.out, test, recall, "the demo's shapes" if demo else Path(options.data).name)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,16 @@ def arguments(command, folder, *more):
     ]  # fmt: skip
 
 
-def test_scan_then_report_of_a_folder_of_images(folder, capsys):
-    assert cli.main(arguments("scan", folder)) == 0
+@pytest.mark.parametrize("clips", [1, 2])
+def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
+    more = ["--clip", CLIP] * (clips - 1)
+    assert cli.main(arguments("scan", folder, *more)) == 0
     summary = folder / "out" / "report" / "summary.json"
     first = json.loads(summary.read_text())
     summary.unlink()
-    assert cli.main(arguments("report", folder)) == 0
+    assert cli.main(arguments("report", folder, *more)) == 0
     assert json.loads(summary.read_text()) == first
+    assert len(first["teachers"]["names"]) == clips
     assert "samples:" in capsys.readouterr().out
 
 

@@ -25,10 +25,12 @@ QUICK = {
 }
 TRAINING = [name for name, (_, printed) in QUICK.items() if printed == FIGURES]
 TOOLS = {
+    "adaptive",
     "baselines",
     "cifar10",
     "image_data",
     "reproduce",
+    "tables",
     "tiny_clip_images",
     "train_tiny_clip",
 }  # made what is in the repository

@@ -15,6 +15,7 @@ from cgd_wrap.suspects import (
     CHANCE,
     ENOUGH,
     POWER,
+    TIP,
     evidence_of_attack,
     probability_of_poison,
     revised,
@@ -71,6 +72,24 @@ def test_independent_ranks_are_at_chance_and_not_suspected():
         CHANCE, rel=0.05
     )
     assert names(suspects(torch.zeros(200_000, dtype=torch.int64), *ranks)) == []
+
+
+def test_classes_whose_ranks_are_independent_are_not_suspected():
+    ranks = torch.rand(2, 10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert int((ranks[0] * (1 - ranks[1]) > TIP).sum()) > 30
+    for number in (2, 10, 20):
+        assert names(suspects(torch.arange(10_000) % number, *ranks)) == []
+
+
+def test_few_samples_at_the_tip_are_enough():
+    assert names(suspects(*honest_map())) == []
+    labels, clip_rank, suspicious_rank = honest_map()
+    poison = (labels == 4).nonzero().squeeze(1)[:8]
+    clip_rank[poison], suspicious_rank[poison] = 0.98, 0.02
+    triggered = split_by_rank(clip_rank, suspicious_rank).triggered
+    weight = corner_weight(clip_rank, suspicious_rank, power=POWER) * triggered
+    assert float(weight[labels == 4].sum()) / PER_CLASS < CHANCE
+    assert names(suspects(labels, clip_rank, suspicious_rank)) == [4]
 
 
 def test_a_single_sample_in_the_corner_is_no_evidence():

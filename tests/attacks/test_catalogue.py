@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import cgd_wrap.attacks
 from cgd_wrap.attacks import ATTACKS, Attack, BadNets, FittedAttack, LabelFlip, attack_of
@@ -28,6 +31,31 @@ def test_defaults_and_parameters(name: str, pictures: Make) -> None:
     if not isinstance(attack, FittedAttack):
         poisoned = attack.poison(pictures())
         assert len(poisoned.poisoned) in (3, 12)  # of the target class' 15, or of all 60
+
+
+UNFITTED = [name for name in ATTACKS if not isinstance(attack_of(name), FittedAttack)]
+
+
+@pytest.mark.parametrize("name", UNFITTED)
+def test_the_global_random_streams_are_untouched(name: str, pictures: Make) -> None:
+    expected = []
+    for attack in (None, attack_of(name)):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        if attack:
+            poisoned, triggered = attack.poison(pictures()), attack.triggered(pictures())
+            [*poisoned, triggered[0]]
+        expected.append((torch.rand(2).tolist(), np.random.rand(2).tolist()))
+    assert expected[0] == expected[1]
+
+
+@pytest.mark.parametrize("name", UNFITTED)
+def test_an_attack_is_a_value(name: str, pictures: Make) -> None:
+    attack, twin = attack_of(name), pickle.loads(pickle.dumps(attack_of(name)))
+    assert twin == attack
+    assert hash(twin) == hash(attack)
+    seen = (one.triggered(pictures())[0][0].tobytes() for one in (attack, twin))
+    assert len(set(seen)) == 1
 
 
 def test_parameters_of_its_own() -> None:

@@ -35,7 +35,7 @@ from cgd_wrap.suspicious import seeded
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from cgd_wrap.clip import ZeroShot
+    from cgd_wrap.teachers import Clips
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def defend_folder(
     folder: str | Path,
     *,
     data_folder: str | Path | None = None,
-    clip: str | ZeroShot = DEFAULT_CLIP,
+    clip: Clips = DEFAULT_CLIP,
     config: CGDConfig | None = None,
     network: nn.Module | None = None,
     class_names: Sequence[str] | None = None,
