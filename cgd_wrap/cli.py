@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     defend.add_argument("--weights-out", type=Path, help="repaired, .safetensors")
     defend.add_argument("--backdoorbench", type=Path, metavar="FOLDER", help="a result of "
                         "BackdoorBench (record/NAME), in place of images, --out, --model, "
-                        "--checkpoint, --class-names and --weights-out")  # fmt: skip
+                        "--checkpoint, --image-size, --class-names and --weights-out")  # fmt: skip
     defend.add_argument("--data", type=Path, help="with --backdoorbench: the clean data set's "
                         "folder; default: where the attack found it")  # fmt: skip
     defend.set_defaults(command=_defend)
@@ -94,6 +94,8 @@ def _data_arguments(
     parser.add_argument("--model", required=required, help="timm name of the classifier")
     if weights:
         parser.add_argument("--checkpoint", type=Path, help="its weights; default: untrained")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS",
+                        help="side of what the classifier sees; default: its own")  # fmt: skip
     parser.add_argument("--class-names", type=Path, help="text file, a name per line, in the "
                         "subfolders' alphabetical order; default: their names")  # fmt: skip
     parser.add_argument("--clip", action="append", metavar="MODEL", help="for open_clip; given "
@@ -123,7 +125,9 @@ def _scan(args: argparse.Namespace) -> None:
 
 
 def _defend(args: argparse.Namespace) -> None:
-    of_images = ("images", "out", "model", "checkpoint", "class_names", "weights_out")
+    of_images = (
+        "images", "out", "model", "checkpoint", "image_size", "class_names", "weights_out",
+    )  # fmt: skip
     given = [name for name in of_images if getattr(args, name) is not None]
     if args.backdoorbench:
         if given:
@@ -235,7 +239,8 @@ def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
     model = timm.create_model(args.model, num_classes=len(dataset.reader.class_to_idx))
     if args.checkpoint:
         model = load_checkpoint(model, args.checkpoint)
-    dataset.transform = create_transform(**resolve_data_config({}, model=model))
+    size = {"img_size": args.image_size} if args.image_size else {}
+    dataset.transform = create_transform(**resolve_data_config(size, model=model))
     return dataset, model
 
 

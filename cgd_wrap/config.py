@@ -77,6 +77,8 @@ class CGDConfig:
         suspicious_runs: independent suspicious models, logits averaged, >= 1. Paper: 3.
         suspicious_optimizer: ``"adam"`` (reference code) or ``"sgd"`` (momentum 0.9).
         suspicious_learning_rate: > 0. Reference code: 3e-4.
+        suspicious_schedule: ``"cosine"`` or ``"constant"`` as ``lr_schedule``. At a constant rate
+            what was learned so far changes from one epoch to the next. Reference code: constant.
         suspicious_weight_decay: >= 0. Reference code: 5e-4.
         suspicious_batch_size: samples a step, over all processes; small data sets get smaller
             batches, so that an epoch has 16 steps. Reference code: 256.
@@ -128,10 +130,11 @@ class CGDConfig:
     reference_scores: bool = False
     prompts: str | tuple[str, ...] = "a photo of a {}"
     clip_precision: Literal["fp32", "bf16", "fp16", "amp"] = "fp32"
-    suspicious_epochs: int = 3
+    suspicious_epochs: int = 5
     suspicious_runs: int = 1
     suspicious_optimizer: Literal["adam", "sgd"] = "adam"
-    suspicious_learning_rate: float = 3e-4
+    suspicious_learning_rate: float = 2e-3
+    suspicious_schedule: Literal["cosine", "constant"] = "cosine"
     suspicious_weight_decay: float = 5e-4
     suspicious_batch_size: int = 256
     holdout_fraction: float = 0.05
@@ -190,6 +193,8 @@ class CGDConfig:
             "reference_scores": True,
             "suspicious_epochs": 5,
             "suspicious_runs": 3,
+            "suspicious_learning_rate": 3e-4,
+            "suspicious_schedule": "constant",
             "tolerance": 1.0,
             "epochs": 10,
             "batch_size": 256,
@@ -300,6 +305,7 @@ _CHECKS: dict[str, Check] = {
     "suspicious_runs": count(),
     "suspicious_optimizer": choice("adam", "sgd"),
     "suspicious_learning_rate": _POSITIVE,
+    "suspicious_schedule": choice("cosine", "constant"),
     "suspicious_weight_decay": _AT_LEAST_0,
     "suspicious_batch_size": count(),
     "holdout_fraction": number(0, 1, below=True),

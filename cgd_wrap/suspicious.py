@@ -23,6 +23,7 @@ from tqdm import tqdm
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.model_outputs import logits_of, unwrapped
 from cgd_wrap.runtime import Runtime
+from cgd_wrap.schedule import set_rate
 from cgd_wrap.views import LabelledImages
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def train_suspicious(
         view: ``[i] -> image tensor [C, H, W]``.
         labels: given labels.
         indices: samples to train on.
-        config: epochs, optimiser, learning rate, weight decay, batch size, seed.
+        config: epochs, optimiser, learning rate and its schedule, weight decay, batch size, seed.
         runtime: device and processes.
         run: number of this run, for its seed and its progress bar.
         num_workers: of the loader.
@@ -143,8 +144,9 @@ def train_suspicious(
     samples = LabelledImages(view, labels)
     # A few thousand samples in large batches are a few steps, in which nothing is learned.
     batch_size = min(config.suspicious_batch_size, max(SMALL_BATCH, len(indices) // STEPS))
+    steps, done = config.suspicious_epochs * -(-len(indices) // batch_size), 0
     bar = tqdm(
-        total=config.suspicious_epochs * -(-len(indices) // batch_size),
+        total=steps,
         desc=f"suspicious model {run + 1}/{config.suspicious_runs}", unit="step",
         disable=not (progress and runtime.is_main),
     )  # fmt: skip
@@ -156,6 +158,11 @@ def train_suspicious(
                 with runtime.autocast():
                     logits = logits_of(wrapped(images))
                 loss = F.cross_entropy(logits.float(), given, reduction="sum")
+                done += 1
+                set_rate(
+                    optimizer, config.suspicious_learning_rate, config.suspicious_schedule,
+                    done / steps,
+                )  # fmt: skip
                 optimizer.zero_grad(set_to_none=True)
                 # DDP averages over the processes; this makes it the mean over the whole batch.
                 (loss * runtime.num_processes / size).backward()

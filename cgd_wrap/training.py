@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,14 +16,13 @@ from tqdm import tqdm
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.loss import CGDLoss
 from cgd_wrap.model_outputs import logits_of, unwrapped
+from cgd_wrap.schedule import set_rate
 from cgd_wrap.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-WARM_UP = 0.1  # of all steps
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,9 @@ def fit(
             for step, batch in enumerate(loader):
                 if step == steps:
                     break
-                _set_rate(optimizer, config, (epoch * steps + step + 1) / (config.epochs * steps))
+                done = (epoch * steps + step + 1) / (config.epochs * steps)
+                # Without the warm-up, momentum throws a converged model far off at first.
+                set_rate(optimizer, config.learning_rate, config.lr_schedule, done)
                 with accelerator.autocast():
                     outputs = logits_of(trained(batch[image_key]))
                 loss = criterion(outputs, batch[label_key])
@@ -155,16 +155,3 @@ def _record(
         held_out_accuracy=stopping.history[-1] if stopping else None,
         seconds=seconds,
     )
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, config: CGDConfig, done: float) -> None:
-    """Learning rate after a share ``done`` of all steps: constant, or a warm-up and half a cosine.
-
-    Without the warm-up, momentum throws a converged model far off in its first steps.
-    """
-    factor = 1.0
-    if config.lr_schedule == "cosine":
-        rest = max(0.0, (done - WARM_UP) / (1 - WARM_UP))
-        factor = min(done / WARM_UP, 0.5 * (1 + math.cos(math.pi * rest)))
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * factor

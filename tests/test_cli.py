@@ -35,7 +35,7 @@ def arguments(command, folder, *more):
 
 @pytest.mark.parametrize("clips", [1, 2])
 def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
-    more = ["--clip", CLIP] * (clips - 1)
+    more = ["--image-size", "48", *["--clip", CLIP] * (clips - 1)]
     assert cli.main(arguments("scan", folder, *more)) == 0
     summary = folder / "out" / "report" / "summary.json"
     first = json.loads(summary.read_text())
@@ -43,6 +43,8 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     assert cli.main(arguments("report", folder, *more)) == 0
     assert json.loads(summary.read_text()) == first
     assert len(first["teachers"]["names"]) == clips
+    trained = json.loads((folder / "out" / "cache" / "suspicious" / "training.json").read_text())
+    assert trained["input"][-2:] == [48, 48]
     assert "samples:" in capsys.readouterr().out
 
 

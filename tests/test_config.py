@@ -93,6 +93,7 @@ def test_paper_has_the_references_numbers():
         "normalise_by": "batch", "keep_mixed": True, "scaled_clip_logits": False,
         "prompts": "a photo of a {}", "suspicious_epochs": 5, "suspicious_runs": 3,
         "suspicious_optimizer": "adam", "suspicious_learning_rate": 3e-4,
+        "suspicious_schedule": "constant",
         "suspicious_weight_decay": 5e-4, "suspicious_batch_size": 256, "tolerance": 1.0,
         "epochs": 10, "batch_size": 256, "learning_rate": 0.01, "momentum": 0.0,
         "weight_decay": 5e-4, "lr_schedule": "constant", "max_batches_per_epoch": 200,

@@ -217,14 +217,33 @@ def trained(samples: int = len(READABLE), **changes) -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_it_learns_and_reads_only_the_given_samples(optimizer):
-    model = trained(suspicious_optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.01), ("sgd", 0.05)])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_it_learns_and_reads_only_the_given_samples(optimizer, rate, schedule):
+    model = trained(
+        suspicious_optimizer=optimizer, suspicious_learning_rate=rate, suspicious_schedule=schedule
+    )
     assert not model.training
     images = torch.stack([Bright()[i] for i in range(48)])
     with torch.no_grad():
         loss = F.cross_entropy(model(images), LABELS[:48])
     assert loss < 0.3
+
+
+def test_the_rate_falls_to_zero_or_stays(monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step",
+        lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
+    )  # fmt: skip
+    trained()
+    assert len(rates) == 24
+    assert max(rates) > 0.009
+    assert rates[-1] == 0
+    rates.clear()
+    trained(suspicious_schedule="constant")
+    assert set(rates) == {0.01}
 
 
 def test_it_is_reproducible_and_leaves_the_global_stream_alone():

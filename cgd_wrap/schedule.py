@@ -1,0 +1,27 @@
+"""Learning rate schedules of our own training loops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+WARM_UP = 0.1  # share of the steps
+
+
+def set_rate(optimizer: torch.optim.Optimizer, highest: float, schedule: str, done: float) -> None:
+    """Set the learning rate of all parameters for the next step.
+
+    Args:
+        optimizer: whose rate is set.
+        highest: learning rate.
+        schedule: ``"constant"``, or ``"cosine"``: a warm-up over the first tenth of the steps, then
+            half a cosine down to 0.
+        done: share of all steps, with the next one, in (0, 1].
+    """
+    factor = 1.0
+    if schedule == "cosine":
+        rest = max(0.0, (done - WARM_UP) / (1 - WARM_UP))
+        factor = min(done / WARM_UP, 0.5 * (1 + math.cos(math.pi * rest)))
+    for group in optimizer.param_groups:
+        group["lr"] = highest * factor
