@@ -24,7 +24,8 @@ CHANCE = 0.026
 ``2 a / 5 - a^2`` with ``a = (1 - 0.9^5) / 5``. What is hard for one model is hard for the other,
 too, so that honest classes stay below."""
 TIP = 0.9  # of the corner: clip_rank (1 - suspicious_rank) beyond it is the tip
-AT_THE_TIP, OTHERS = 0.001, 3.0  # share of an honest class; times the other classes' share
+AT_THE_TIP, OTHERS = 0.001, 3.0  # share of an honest class; times the other classes' share,
+MOST_AT_THE_TIP = 0.02  # but no more: an attack may aim at all classes
 ENOUGH = 3.0  # standard errors
 SURE, UNLIKELY = 0.9, 0.05  # probabilities of poison beyond which a sample's part is plain
 
@@ -37,16 +38,18 @@ def evidence_of_attack(
 ) -> Float[Tensor, "classes"]:
     """By how many standard errors a class exceeds what an honest class may have.
 
-    The larger of two measures. One is a class' suspicion: the sum of
-    ``(clip_rank (1 - suspicious_rank)) ** 4`` over its triggered samples, divided by its size. An
-    honest class may have CHANCE; half of that if it stands out from the others by three times their
-    median. On real CIFAR-10 we saw a suspicion of 0.17 and more for the target of strong attacks,
-    0.08 for BadNets at 1%, and 0.0002 to 0.010 for the other classes.
+    Of two measures the larger, if the second is above 0, and else the smaller. One is a class'
+    suspicion: the sum of ``(clip_rank (1 - suspicious_rank)) ** 4`` over its triggered samples,
+    divided by its size. An honest class may have CHANCE; half of that if it stands out from the
+    others by three times their median. On real CIFAR-10 we saw a suspicion of 0.17 and more for the
+    target of strong attacks, 0.08 for BadNets at 1%, and 0.0002 to 0.010 for the other classes.
 
-    The other is for few samples that were learned hardly faster than honest ones: how many lie at
-    the tip of the corner, as a Poisson number. An honest class may have AT_THE_TIP of its samples
-    there, or OTHERS times the other classes' share; on real CIFAR-10 we saw up to 0.0005 in honest
-    classes, 0.0045 in the target of Blended at 1% and 0.08 of BadNets at 1%.
+    The other is how many lie at the tip of the corner, as a Poisson number. An honest class may
+    have AT_THE_TIP of its samples there, or OTHERS times the other classes' share; on real CIFAR-10
+    we saw up to 0.0005 in honest classes, 0.0045 in the target of Blended at 1% and 0.08 of BadNets
+    at 1%. It finds poison that was learned hardly faster than honest samples, and holds an honest
+    class for what it is that CLIP often mistakes and that was learned as a whole before others:
+    such are far from the tip.
 
     Args:
         labels: given labels.
@@ -65,7 +68,12 @@ def evidence_of_attack(
     honest = torch.where(stands_out, CHANCE / 2, CHANCE).double()
     by_suspicion = (suspicion - honest) / error.clamp(min=1e-12)
     corner = clip_rank * (1 - suspicious_rank)
-    return torch.maximum(by_suspicion, _evidence_at_the_tip(labels, corner > TIP, size))
+    at_the_tip = _evidence_at_the_tip(labels, corner > TIP, size)
+    return torch.where(
+        at_the_tip > 0,
+        torch.maximum(by_suspicion, at_the_tip),
+        torch.minimum(by_suspicion, at_the_tip),
+    )
 
 
 def _evidence_at_the_tip(
@@ -75,7 +83,7 @@ def _evidence_at_the_tip(
     count = torch.bincount(labels[tip], minlength=len(size)).double()
     rest = len(labels) - size
     others = torch.where(rest > 0, (count.sum() - count) / rest.clamp(min=1), 1.0)
-    expected = size * (OTHERS * others).clamp(min=AT_THE_TIP)
+    expected = size * (OTHERS * others).clamp(AT_THE_TIP, MOST_AT_THE_TIP)
     by_chance = torch.special.gammainc(count.clamp(min=1), expected)  # P(as many, or more)
     quantile = -torch.special.ndtri(by_chance.clamp(1e-16, 1 - 1e-16))
     return torch.where(count > 0, quantile, -1.0)

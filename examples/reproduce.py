@@ -166,13 +166,14 @@ def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     plain = [transforms.ToTensor(), normalise]
     crop = transforms.RandomCrop(train.side, padding=train.side // 8)
+    train.classes = args.class_names or train.classes
+    if not train.classes:
+        raise SystemExit("the data set doesn't name its classes: pass --class-names")
     architecture = None
     if args.model:
         import timm
 
         architecture = timm.create_model(args.model, num_classes=len(train.classes))
-    if args.class_names:
-        train.classes = list(args.class_names)
     return Experiment(
         train, test,
         train_transform=transforms.Compose([crop, transforms.RandomHorizontalFlip(), *plain]),

@@ -92,6 +92,17 @@ def test_few_samples_at_the_tip_are_enough():
     assert names(suspects(labels, clip_rank, suspicious_rank)) == [4]
 
 
+def test_a_class_that_was_learned_as_a_whole_is_not_suspected():
+    labels, clip_rank, suspicious_rank = honest_map()
+    members = (labels == 4).nonzero().squeeze(1)
+    clip_rank[members[:300]] = torch.linspace(0.7, 0.95, 300, dtype=torch.float64)
+    suspicious_rank[members] = torch.linspace(0.05, 0.15, len(members), dtype=torch.float64)
+    triggered = split_by_rank(clip_rank, suspicious_rank).triggered
+    weight = corner_weight(clip_rank, suspicious_rank, power=POWER) * triggered
+    assert float(weight[labels == 4].sum()) / PER_CLASS > 2 * CHANCE
+    assert names(suspects(labels, clip_rank, suspicious_rank)) == []
+
+
 def test_a_single_sample_in_the_corner_is_no_evidence():
     ranks = torch.tensor([[1.0, 0.2, 0.4, 0.6, 0.8], [0.05, 0.2, 0.4, 0.6, 0.8]]).double()
     assert names(suspects(torch.tensor([0, 0, 1, 1, 1]), *ranks)) == []
