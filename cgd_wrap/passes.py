@@ -47,6 +47,16 @@ class StoredLogits:
             parts.append(logits[inside - rows.start])
         return torch.cat(parts)
 
+    def features(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k dim"] | None:
+        """Image features of some samples, given in ascending order; None where none are stored."""
+        parts = []
+        for rows, tensors, _ in self.store.units():
+            if "features" not in tensors:
+                return None
+            inside = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
+            parts.append(tensors["features"][inside - rows.start].float())
+        return torch.cat(parts)
+
 
 @dataclass(frozen=True)
 class PassOptions:

@@ -20,6 +20,7 @@ from cgd_wrap.dataset import SampleTable
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.estimate import PoisonEstimate, estimate_poison
+from cgd_wrap.feature_groups import fast_groups
 from cgd_wrap.passes import StoredLogits
 from cgd_wrap.split import Split
 from cgd_wrap.suspects import ENOUGH, evidence_of_attack, probability_of_poison, revised
@@ -105,6 +106,11 @@ class ScanResult:
             auto=config.sigma == "auto",
         )  # fmt: skip
         figures = TeacherFigures.of(clip_names, verdicts, labels, valid)
+        warnings = teacher_warnings(figures, verdicts, labels, valid, poison, class_names)
+        honest = valid & ~(evidence > ENOUGH)[labels]
+        for name, one, verdict in zip(clip_names, members_of(clip), verdicts, strict=True):
+            agreed = honest & (verdict.choice == labels)
+            warnings += fast_groups(name, one, labels, agreed, ranks[1], class_names)
         return cls(
             entropy_map=entropy_map,
             split=split,
@@ -113,7 +119,7 @@ class ScanResult:
             teachers=figures,
             poison_estimate=estimate_poison(labels, poison, valid, evidence),
             bad=bad,
-            warnings=teacher_warnings(figures, verdicts, labels, valid, poison, class_names),
+            warnings=warnings,
         )
 
     def table(self, labels: Int[Tensor, "n"], config: CGDConfig) -> SampleTable:
