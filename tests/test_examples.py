@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launching import run_python
 
+from cgd_wrap.demo.shapes import ShapesDataset
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FIGURES = r"clean accuracy (\d+\.\d)%, attack success rate (\d+\.\d)%"
 FOUND = r"(\d+\.\d)% of the poison is in the triggered split, (\d+\.\d)% is left in the clean one"
@@ -97,8 +99,6 @@ def shapes_as_parquet(folder: Path) -> None:
     """The demo's pictures as a data set from the hub would lie there."""
     from datasets import ClassLabel, Dataset, Features, Image
 
-    from cgd_wrap.demo.shapes import ShapesDataset
-
     for split, size, seed in (("train", 300, 31), ("test", 60, 32)):
         shapes = ShapesDataset(size, seed)
         features = Features({"picture": Image(), "kind": ClassLabel(names=shapes.classes)})
@@ -136,3 +136,22 @@ def test_a_table_is_reproduced_and_goes_on_where_it_stopped(tmp_path):
     assert [json.loads(line) for line in again[:4]] == runs
     assert {json.loads(line)["preset"] for line in again[4:]} == {"fine-tune"}
     assert len(again) == 6
+
+    adaptive = options.replace("badnets clean", "badnets").replace("none default", "none")
+    printed = run("reproduce", f"{adaptive} --poison where-clip-errs", tmp_path)
+    assert len(re.findall(f"^### {tmp_path.name}, resnet9, CLIP: ", printed, re.M)) == 2
+    assert ", poison: where-clip-errs\n" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_tiny_clip_is_trained_on_any_pictures_and_can_be_backdoored(tmp_path):
+    shapes_as_parquet(tmp_path)
+    options = (
+        f"--data {tmp_path} --train-range 0:300 --image-size 32 --batch 32 --epochs 8 "
+        "--poison badnets:0.9 --out {out}/clip"
+    )
+    run("train_tiny_clip", options, tmp_path)
+    facts = json.loads((tmp_path / "clip" / "training.json").read_text())
+    assert set(facts["recall"]) == set(ShapesDataset(1, 0).classes)
+    assert facts["recall"]["circle"] > 0.9  # most of what it saw was called so
