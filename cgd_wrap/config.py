@@ -48,6 +48,8 @@ class CGDConfig:
         poison_cut: probability of being poisoned above which clean samples of the classes that an
             attack seems to aim at are mixed. In [0, 1], or None. Paper: None.
         guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
+        guidance_by_agreement: multiply alpha by :attr:`ScanResult.trust`, so that a CLIP that knows
+            the classes badly finds poison but teaches little. Paper: no.
         unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
         epsilon: keeps the unlearning bounded, in (0, 1). Reference code: 1e-6.
@@ -117,6 +119,7 @@ class CGDConfig:
     corner_cut: float | None = 0.3
     poison_cut: float | None = 0.3
     guidance_weight: float = 4.0
+    guidance_by_agreement: bool = True
     unlearning_weight: float = 0.2
     temperature: float = 1.0
     epsilon: float = 1e-6
@@ -183,6 +186,7 @@ class CGDConfig:
             "corner_cut": None,
             "poison_cut": None,
             "guidance_weight": 5e-4,
+            "guidance_by_agreement": False,
             "unlearning_weight": 0.025,
             "temperature": 3.0,
             "corner_power": 0.0,
@@ -290,6 +294,7 @@ _CHECKS: dict[str, Check] = {
     "epsilon": number(0, 1, above=True, below=True),
     "corner_power": _AT_LEAST_0,
     "doubt_labels": _FLAG,
+    "guidance_by_agreement": _FLAG,
     "normalise_by": choice("expectation", "batch"),
     "exposure_rate": number(0, 1),
     "exposure_strength": number(0, 1, below=True),

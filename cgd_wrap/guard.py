@@ -206,6 +206,11 @@ class CGDGuard:
         self._table = result.table(self.targets, self.config)
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
+        if self.config.guidance_by_agreement and result.trust < 1:
+            logger.info(
+                "CLIP agrees with %.0f%% of the labels only: its guidance counts %.0f%%.",
+                100 * result.agreement, 100 * result.trust,
+            )  # fmt: skip
         estimate = self.poison_estimate
         if not estimate.classes:
             logger.info("No sign of an attack: no class stands out.")
@@ -343,7 +348,10 @@ class CGDGuard:
         _ = self.result
         assert self._table is not None
         share = clean_share(self._table, self.epoch_indices().of(0))
-        return CGDLoss(self._table, share, self.config, criterion)
+        config = self.config
+        if config.guidance_by_agreement:
+            config = config.replace(guidance_weight=config.guidance_weight * self.result.trust)
+        return CGDLoss(self._table, share, config, criterion)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None

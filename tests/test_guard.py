@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -33,6 +35,7 @@ import cgd_wrap
 from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
+from cgd_wrap.estimate import PoisonEstimate
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -113,6 +116,23 @@ def test_two_lines_guard_a_training_loop(kind, request):
     assert epochs[-1] < epochs[0]
     assert criterion.untagged_batches == 0
     assert right > 6 * len(loader.sampler) / 3  # better than chance: the labels are decoded
+
+
+@pytest.mark.parametrize(
+    ("agreement", "rate", "trust"),
+    [(0.99, 0.0, 1.0), (0.8, 0.0, 1.0), (0.7, 0.0, 0.5), (0.6, 0.0, 0.0), (0.1, 0.0, 0.0),
+     (0.56, 0.2, 0.5), (0.6, 1.0, 1.0)],
+)  # fmt: skip
+def test_a_clip_teaches_as_far_as_it_agrees(agreement, rate, trust, guard):
+    other, result = copy.copy(guard), guard.result
+    assert result.teacher.shape[1] == 3
+    figures = replace(result.teachers, agreement=(agreement,))
+    other._result = replace(result, teachers=figures, poison_estimate=PoisonEstimate(rate, ()))
+    assert other.result.trust == pytest.approx(trust, abs=1e-9)
+    expected = other.config.guidance_weight * trust
+    assert other.loss().config.guidance_weight == pytest.approx(expected, abs=1e-9)
+    other.config = other.config.replace(guidance_by_agreement=False)
+    assert other.loss().config == other.config
 
 
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):
