@@ -65,8 +65,8 @@ class ScanResult:
 
         Above chance (Cohen's kappa for even classes), from NO_TRUST on, in full from FULL_TRUST.
         On real CIFAR-10 under BadNets at 10%, clean and robust accuracy came to 75.3 and 63.7% with
-        ``guidance_weight=4`` and a CLIP of 48% zero-shot accuracy, 76.3 and 69.8% with 0.25; of 57%,
-        75.3 and 69.9% with 4, 76.1 and 69.4% with 1.5; of 83%, 76.8 and 77.2% with 4.
+        ``guidance_weight=4`` and a CLIP of 48% zero-shot accuracy, 76.3 and 69.8% with 0.25; of
+        57%, 75.3 and 69.9% with 4, 76.1 and 69.4% with 1.5; of 83%, 76.8 and 77.2% with 4.
         """
         honest = min(1.0, self.agreement / max(1 - self.poison_estimate.rate, 1e-9))
         chance = 1 / self.teacher.shape[1]
