@@ -39,7 +39,8 @@ class ScanResult:
         entropy_map: scores and ranks of each sample.
         split: clean, triggered and mixed samples.
         held_out: clean samples that are kept out of training, bool [N].
-        teacher: CLIP's logits of the triggered samples, float32 [T, C], in the dataset's order.
+        teacher: CLIP's logits of the triggered samples, float32 [T, C], in the dataset's order; of
+            several CLIPs those of the one that contradicts the label most, which teaches.
         teachers: how far the CLIPs agree with the labels, and with each other.
         poison_estimate: how much seems to be poisoned, and under which labels.
         bad: samples that can't be used: index -> [reason, message, path].
@@ -131,7 +132,7 @@ class ScanResult:
             entropy_map=entropy_map,
             split=split,
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
-            teacher=clip.rows(split.triggered.nonzero().squeeze(1)),
+            teacher=_teacher_of(clip, verdicts, split.triggered.nonzero().squeeze(1)),
             teachers=figures,
             poison_estimate=estimate_poison(labels, poison, valid, evidence),
             bad=bad,
@@ -210,6 +211,21 @@ class ScanResult:
             bad={int(index): reason for index, reason in stored["bad"].items()},
             warnings=stored["warnings"],
         )
+
+
+def _teacher_of(
+    clip: StoredLogits, verdicts: Sequence[Verdict], wanted: Int[Tensor, "k"]
+) -> Float[Tensor, "k classes"]:
+    """Some samples' logits; of several CLIPs those of the one that contradicts the label most.
+
+    In a mean, a CLIP with the attacker's backdoor would teach the target.
+    """
+    members = members_of(clip)
+    if len(members) == 1:
+        return clip.rows(wanted)
+    each = torch.stack([one.rows(wanted).float().log_softmax(dim=1) for one in members])
+    chosen = torch.stack([verdict.score[wanted] for verdict in verdicts]).argmax(dim=0)
+    return each[chosen, torch.arange(len(wanted))]
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
