@@ -27,15 +27,16 @@ def folder(tmp_path):
 def arguments(command, folder, *more):
     config = CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True)
     config.to_yaml(folder / "config.yaml")
+    clip = () if "--clip" in more else ("--clip", CLIP)
     return [
         command, str(folder / "images"), "--out", str(folder / "out"), "--model", "test_resnet",
-        "--clip", CLIP, "--config", str(folder / "config.yaml"), "--quiet", *more,
+        *clip, "--config", str(folder / "config.yaml"), "--quiet", *more,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("clips", [1, 2])
 def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
-    more = ["--image-size", "48", *["--clip", CLIP] * (clips - 1)]
+    more = ["--image-size", "48", *["--clip", CLIP] * clips]
     assert cli.main(arguments("scan", folder, *more)) == 0
     summary = folder / "out" / "report" / "summary.json"
     first = json.loads(summary.read_text())
