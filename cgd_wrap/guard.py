@@ -348,10 +348,13 @@ class CGDGuard:
         _ = self.result
         assert self._table is not None
         share = clean_share(self._table, self.epoch_indices().of(0))
-        config = self.config
-        if config.guidance_by_agreement:
-            config = config.replace(guidance_weight=config.guidance_weight * self.result.trust)
-        return CGDLoss(self._table, share, config, criterion)
+        return CGDLoss(self._table, share, self._of_the_loss(self.config), criterion)
+
+    def _of_the_loss(self, config: CGDConfig) -> CGDConfig:
+        """Settings as the loss takes them: alpha by how far this CLIP is to be trusted."""
+        if not config.guidance_by_agreement:
+            return config
+        return config.replace(guidance_weight=config.guidance_weight * self.result.trust)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None
@@ -444,7 +447,7 @@ class CGDGuard:
         batch_size = max(1, config.batch_size // accelerator.num_processes)
         plain = DataLoader(self.base, batch_size=batch_size, num_workers=self.num_workers)
         loader, criterion = self.protect(plain)
-        criterion.config = config
+        criterion.config = self._of_the_loss(config)
         return fit(
             self.model, loader, criterion, config, accelerator,
             stopping=self.stopping(config.tolerance, loader=validation_loader),

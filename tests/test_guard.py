@@ -135,6 +135,15 @@ def test_a_clip_teaches_as_far_as_it_agrees(agreement, rate, trust, guard):
     assert other.loss().config == other.config
 
 
+@pytest.mark.parametrize("by_agreement", [True, False])
+def test_fit_takes_no_guidance_from_a_clip_that_disagrees(by_agreement, guard):
+    other, result = copy.copy(guard), guard.result
+    other.model = copy.deepcopy(guard.model)
+    other._result = replace(result, teachers=replace(result.teachers, agreement=(0.1,)))
+    [record] = other.fit(epochs=1, guidance_by_agreement=by_agreement)
+    assert (record.guidance == 0) is by_agreement
+
+
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):
     victim = tiny_net(seed=3)
     torch.save(victim.state_dict(), tmp_path / "victim.pt")
