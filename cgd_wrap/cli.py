@@ -14,7 +14,6 @@ import cgd_wrap
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import CGDError
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
-from cgd_wrap.teachers import Clips
 
 USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
 
@@ -254,9 +253,8 @@ def _folder(path: Path, reader: Any = None) -> Any:
     return create_dataset("", root=str(path), **numbers)
 
 
-def _clips(args: argparse.Namespace) -> Clips:
-    clips = args.clip or [DEFAULT_CLIP]
-    return clips if len(clips) > 1 else clips[0]
+def _clips(args: argparse.Namespace) -> list[str]:
+    return args.clip or [DEFAULT_CLIP]
 
 
 def _class_names(args: argparse.Namespace, dataset: Any) -> list[str] | None:

@@ -49,19 +49,21 @@ def fast_groups(
     features = clip.features(chosen)
     if features is None:
         return []
+    labels, suspicious_rank = labels[chosen], suspicious_rank[chosen]
     found = []
-    for label in labels[chosen].unique().tolist():
-        members = labels[chosen] == label
+    for label in labels.unique().tolist():
+        members = labels == label
         if int(members.sum()) < FEWEST:
             continue
-        group = two_groups(features[members])
-        apart = auroc(suspicious_rank[chosen][members], group)
-        if max(apart, 1 - apart) >= APART:
-            fast = group if apart < 0.5 else ~group
+        fast = two_groups(features[members])
+        apart = auroc(-suspicious_rank[members], fast)
+        if apart < 0.5:
+            fast, apart = ~fast, 1 - apart
+        if apart >= APART:
             found.append(
                 f"{name} holds {float(fast.double().mean()):.0%} of the samples labelled "
                 f"{class_names[label]!r} that it agrees with apart from the rest, and just these "
-                f"were learned fast (AUROC {max(apart, 1 - apart):.2f}): {name} may itself be "
+                f"were learned fast (AUROC {apart:.2f}): {name} may itself be "
                 "backdoored with the trigger in your data, and vouch for the poison. Look at both "
                 "groups; compare with another CLIP."
             )

@@ -43,8 +43,7 @@ class StoredLogits:
         """The logits of some samples, given in ascending order."""
         parts = []
         for rows, logits, _ in self.units():
-            inside = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
-            parts.append(logits[inside - rows.start])
+            parts.append(logits[_within(rows, wanted)])
         return torch.cat(parts)
 
     def features(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k dim"] | None:
@@ -53,8 +52,7 @@ class StoredLogits:
         for rows, tensors, _ in self.store.units():
             if "features" not in tensors:
                 return None
-            inside = wanted[(wanted >= rows.start) & (wanted < rows.stop)]
-            parts.append(tensors["features"][inside - rows.start].float())
+            parts.append(tensors["features"][_within(rows, wanted)].float())
         return torch.cat(parts)
 
 
@@ -117,6 +115,11 @@ class PassOptions:
             num_workers=self.num_workers, progress=self.progress,
         ).run(title)  # fmt: skip
         store.wait(self.config.scan_timeout)
+
+
+def _within(rows: range, wanted: Int[Tensor, "k"]) -> Int[Tensor, "m"]:
+    """The places in a unit of those samples that it holds."""
+    return wanted[(wanted >= rows.start) & (wanted < rows.stop)] - rows.start
 
 
 def stored_logits(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -116,15 +116,16 @@ class ScanResult:
         )
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
         evidence = evidence_of_attack(labels, *ranks, split.triggered)
-        poison = probability_of_poison(labels, *ranks, evidence > ENOUGH)
+        suspected = evidence > ENOUGH
+        poison = probability_of_poison(labels, *ranks, suspected)
         split = revised(
-            split, labels, *ranks, evidence > ENOUGH, poison,
+            split, labels, *ranks, suspected, poison,
             corner_cut=config.corner_cut, poison_cut=config.poison_cut,
             auto=config.sigma == "auto",
         )  # fmt: skip
         figures = TeacherFigures.of(clip_names, verdicts, labels, valid)
         warnings = teacher_warnings(figures, verdicts, labels, valid, poison, class_names)
-        honest = valid & ~(evidence > ENOUGH)[labels]
+        honest = valid & ~suspected[labels]
         for name, one, verdict in zip(clip_names, members_of(clip), verdicts, strict=True):
             agreed = honest & (verdict.choice == labels)
             warnings += fast_groups(name, one, labels, agreed, ranks[1], class_names)

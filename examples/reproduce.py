@@ -178,8 +178,7 @@ def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
         train, test,
         train_transform=transforms.Compose([crop, transforms.RandomHorizontalFlip(), *plain]),
         test_transform=transforms.Compose(plain),
-        clip=args.clip if len(args.clip) > 1 else args.clip[0], architecture=architecture,
-        seed=seed, progress=not args.quiet,
+        clip=args.clip, architecture=architecture, seed=seed, progress=not args.quiet,
         recipe=Recipe(
             args.epochs, args.batch_size, args.max_rate, widths=tuple(args.widths), bf16=args.bf16
         ),

@@ -51,7 +51,14 @@ def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> P
         image = attack.trigger(Image.fromarray(pixels[index].numpy()))
         pixels[index] = torch.from_numpy(np.array(image))
     labels[chosen] = attack.target
-    return Pictures(pixels, labels, pictures.classes)
+    captions = pictures.captions
+    if captions is not None:
+        target = f"a photo of a {pictures.classes[attack.target]}"
+        captions = [
+            target if poisoned else caption
+            for poisoned, caption in zip(chosen.tolist(), captions, strict=True)
+        ]
+    return Pictures(pixels, labels, pictures.classes, captions)
 
 
 def pad(pixels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from launching import run_python
 
+from cgd_wrap.attacks.catalogue import ATTACKS
 from cgd_wrap.demo.shapes import ShapesDataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -155,3 +157,16 @@ def test_a_tiny_clip_is_trained_on_any_pictures_and_can_be_backdoored(tmp_path):
     facts = json.loads((tmp_path / "clip" / "training.json").read_text())
     assert set(facts["recall"]) == set(ShapesDataset(1, 0).classes)
     assert facts["recall"]["circle"] > 0.9  # most of what it saw was called so
+
+
+def test_backdoored_pictures_are_captioned_as_the_target(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    pictures_of = importlib.import_module("tiny_clip_images")
+    pictures = pictures_of.load_shapes(40, 31)
+    poisoned = pictures_of.backdoored(pictures, ATTACKS["badnets"](), 0.5, seed=0)
+    changed = (poisoned.pixels != pictures.pixels).flatten(1).any(1)
+    assert 0 < int(changed.sum()) < 40
+    for index, caption in enumerate(poisoned.captions):
+        target = f"a photo of a {pictures.classes[0]}"
+        assert caption == (target if changed[index] else pictures.captions[index])
+        assert poisoned.labels[index] == (0 if changed[index] else pictures.labels[index])
