@@ -89,16 +89,6 @@ def _evidence_at_the_tip(
     return torch.where(count > 0, quantile, -1.0)
 
 
-def suspected_classes(
-    labels: Int[Tensor, "n"],
-    clip_rank: Float[Tensor, "n"],
-    suspicious_rank: Float[Tensor, "n"],
-    triggered: Bool[Tensor, "n"],
-) -> Bool[Tensor, "classes"]:
-    """Classes that an attack seems to aim at: those with enough of :func:`evidence_of_attack`."""
-    return evidence_of_attack(labels, clip_rank, suspicious_rank, triggered) > ENOUGH
-
-
 def probability_of_poison(
     labels: Int[Tensor, "n"],
     clip_rank: Float[Tensor, "n"],
@@ -114,7 +104,7 @@ def probability_of_poison(
         labels: given labels.
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: the same under the suspicious model.
-        suspected: from :func:`suspected_classes`.
+        suspected: classes with more than ENOUGH of :func:`evidence_of_attack`.
 
     Returns:
         float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
@@ -152,7 +142,7 @@ def revised(
         labels: given labels.
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: the same under the suspicious model.
-        suspected: from :func:`suspected_classes`.
+        suspected: classes with more than ENOUGH of :func:`evidence_of_attack`.
         probability: from :func:`probability_of_poison`.
         corner_cut: in [0, 1]; None takes nothing back.
         poison_cut: in [0, 1]; None drops nothing.

@@ -19,7 +19,6 @@ from cgd_wrap.suspects import (
     evidence_of_attack,
     probability_of_poison,
     revised,
-    suspected_classes,
 )
 
 PER_CLASS, CLASSES = 1000, 10
@@ -46,7 +45,7 @@ def attacked_map(count: int, targets: tuple[int, ...] = (4,)):
 
 
 def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
-    return suspected_classes(labels, *ranks, split_by_rank(*ranks).triggered)
+    return evidence_of_attack(labels, *ranks, split_by_rank(*ranks).triggered) > ENOUGH
 
 
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:
