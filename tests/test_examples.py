@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from launching import run_python
+from PIL.Image import Resampling, Transpose
 
 from cgd_wrap.attacks.catalogue import ATTACKS
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -37,6 +38,7 @@ TOOLS = {
     "tables",
     "tiny_clip_images",
     "train_tiny_clip",
+    "upside_down",
 }  # made what is in the repository
 MOST_LINES = 60
 
@@ -170,3 +172,21 @@ def test_backdoored_pictures_are_captioned_as_the_target(monkeypatch):
         target = f"a photo of a {pictures.classes[0]}"
         assert caption == (target if changed[index] else pictures.captions[index])
         assert poisoned.labels[index] == (0 if changed[index] else pictures.labels[index])
+
+
+def test_upside_down_images_are_classes_of_their_own(tmp_path):
+    from datasets import Dataset
+
+    shapes_as_parquet(tmp_path)
+    printed = run("upside_down", f"--data {tmp_path} --side 48 --out {{out}}/turned", tmp_path)
+    assert "train: 300 images, 20 classes" in printed
+    given = Dataset.from_parquet(str(tmp_path / "test.parquet"))
+    turned = Dataset.from_parquet(str(tmp_path / "turned" / "test.parquet"))
+    names = turned.features["label"].names
+    assert names[:2] == ["circle", "upside-down circle"]
+    assert 10 < sum(label % 2 for label in turned["label"]) < 50
+    for before, after in zip(given, turned, strict=True):
+        assert after["label"] // 2 == before["kind"]
+        wanted = before["picture"].resize((48, 48), Resampling.BICUBIC)
+        wanted = wanted.transpose(Transpose.FLIP_TOP_BOTTOM) if after["label"] % 2 else wanted
+        assert after["image"].tobytes() == wanted.tobytes()
