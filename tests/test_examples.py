@@ -24,7 +24,7 @@ QUICK = {
     "hf_trainer": ("--size 2000 --epochs 1 --out {out}", FIGURES),
     "timm_finetune": ("--size 600 --epochs 1", FIGURES),
     "accelerate_ddp": ("--size 600 --epochs 1", FIGURES),
-    "lightning_module": ("--size 3000 --epochs 1", FIGURES),
+    "lightning_module": ("--size 1000 --epochs 1", FIGURES),
     "audit_only": ("--size 600 --attack blended --out {out}", FOUND),
     "own_clip": ("--size 600", FOUND),
 }
