@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cgd_wrap.attacks import Attack
 from cgd_wrap.demo.shapes import ShapesDataset
 
+PROMPT = "a photo of a {}"
 PADDING = 4  # pixels that a picture may be shifted by
 
 
@@ -53,7 +54,7 @@ def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> P
     labels[chosen] = attack.target
     captions = pictures.captions
     if captions is not None:
-        target = f"a photo of a {pictures.classes[attack.target]}"
+        target = PROMPT.format(pictures.classes[attack.target])
         captions = [
             target if poisoned else caption
             for poisoned, caption in zip(chosen.tolist(), captions, strict=True)

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip_images import (
+    PROMPT,
     Pictures,
     backdoored,
     corrupted,
@@ -41,7 +42,6 @@ from cgd_wrap.demo.shapes import RESERVED_SEEDS
 PREPROCESS = {
     "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest",
 }  # fmt: skip
-PROMPT = "a photo of a {}"
 TEMPLATES = [
     PROMPT, "a picture of a {}", "an image of a {}", "a blurry photo of a {}", "a {}",
     "a small photo of a {}", "a noisy photo of a {}", "this is a {}", "a photo of one {}", "the {}",
