@@ -55,8 +55,9 @@ class CGDConfig:
         epsilon: keeps the unlearning bounded, in (0, 1). Reference code: 1e-6.
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
-        doubt_labels: take the corner weight as the probability that a triggered sample's label is
-            wrong: tell the teacher, and weigh the guidance by it. Paper: no.
+        doubt_labels: how probably a triggered sample's label is wrong, by this weight, or by
+            :func:`suspects.probability_of_poison` where that is higher: tell the teacher, and
+            weigh the guidance by it. Paper: no.
         normalise_by: ``"expectation"`` divides all three sums of the loss by the number of clean
             samples that a batch holds on average: alpha and beta then say what a triggered sample
             weighs against a clean one, and the loss is linear in the samples, so that gradient
@@ -67,6 +68,10 @@ class CGDConfig:
             its corner weight, while their label stays: the trigger then says nothing of the
             label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
         exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
+        exposure_epochs: images are blended in the first so many epochs, >= 1: the last ones, at a
+            small learning rate, get back the clean accuracy that the blends cost. None: half of
+            those of :meth:`CGDGuard.fit`, and all of another loop's, whose number isn't known
+            here. Paper: none.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The
@@ -128,6 +133,7 @@ class CGDConfig:
     normalise_by: Literal["expectation", "batch"] = "expectation"
     exposure_rate: float = 0.7
     exposure_strength: float = 0.65
+    exposure_epochs: int | None = None
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
     reference_scores: bool = False
@@ -144,7 +150,7 @@ class CGDConfig:
     tolerance: float | None = None
     epochs: int = 12
     batch_size: int = 128
-    learning_rate: float = 0.1
+    learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -298,6 +304,7 @@ _CHECKS: dict[str, Check] = {
     "normalise_by": choice("expectation", "batch"),
     "exposure_rate": number(0, 1),
     "exposure_strength": number(0, 1, below=True),
+    "exposure_epochs": count(optional=True),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,
     "reference_scores": _FLAG,

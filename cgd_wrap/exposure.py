@@ -38,6 +38,7 @@ class Exposure:
         weight: how often each sample is blended into others, relative to the rest, float32 [N].
         rate: share of the clean draws that are blended, in [0, 1].
         strength: largest share of the other image, in [0, 1).
+        epochs: how many have blends, the first ones; None: all.
 
     Raises:
         ValueError: more samples than an index has bits for.
@@ -46,6 +47,7 @@ class Exposure:
     weight: Float[Tensor, "n"]
     rate: float
     strength: float
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.weight) > 1 << INDEX_BITS:
@@ -53,6 +55,10 @@ class Exposure:
                 f"exposure_rate works for up to {1 << INDEX_BITS} samples, got "
                 f"{len(self.weight)}: set it to 0"
             )
+
+    def is_on(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, has blends."""
+        return self.epochs is None or epoch < self.epochs
 
     def over(self, indices: Int[Tensor, "m"], generator: torch.Generator) -> Int[Tensor, "m"]:
         """Clean indices -> the same, some of them packed with another index and its share.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 import weakref
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_CLIP = "ViT-B-32/laion2b_s34b_b79k"  # the paper's
+EXPOSED_PART = 0.5  # of the epochs of fit have blends: see CGDConfig.exposure_epochs
 
 
 class CGDGuard:
@@ -73,9 +75,8 @@ class CGDGuard:
             ``"hf-hub:org/repo"``, ``"local-dir:folder"``, or any object with
             ``logits(images) -> [B, C]``. Such an object gets floats [B, 3, H, W] in [0, 1], or
             what its ``preprocess`` (PIL image -> tensor), if it has one, makes of the images. A
-            list of several: a label's score is that of the CLIP that contradicts it most, and the
-            teacher is the mean of their log-softmaxes. One that is backdoored can't vouch for
-            poison alone then.
+            list of several: a label's score is that of the CLIP that contradicts it most, which
+            also teaches. One that is backdoored can't vouch for poison alone then.
         config: every number of the defence. Default: the best that we measured.
         accelerator: gives device, precision and processes. Default: torch.distributed's process
             group if there is one, otherwise a single process on a GPU if there is one.
@@ -319,24 +320,28 @@ class CGDGuard:
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
         """Which samples an epoch holds."""
-        split, config = self.split, self.config
+        return self._epoch_indices(self.config if seed is None else self.config.replace(seed=seed))
+
+    def _epoch_indices(self, config: CGDConfig) -> EpochIndices:
+        split = self.split
         once = split.triggered | split.mixed if config.keep_mixed else split.triggered
         return EpochIndices(
             labels=self.targets,
             clean=split.clean & ~self.result.held_out,
             once=once,
-            seed=config.seed if seed is None else seed,
-            exposure=self._exposure(),
+            seed=config.seed,
+            exposure=self._exposure(config),
         )
 
-    def _exposure(self) -> Exposure | None:
+    def _exposure(self, config: CGDConfig) -> Exposure | None:
         assert self._table is not None
-        table, config = self._table.tensors, self.config
         if not config.exposure_rate or not config.exposure_strength:
             return None
+        table = self._table.tensors
         return Exposure(
             weight=table["triggered_weight"] * table["triggered"],
             rate=config.exposure_rate, strength=config.exposure_strength,
+            epochs=config.exposure_epochs,
         )  # fmt: skip
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
@@ -345,16 +350,14 @@ class CGDGuard:
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
         """Wrap a criterion: see :class:`CGDLoss`. Default: cross entropy."""
-        _ = self.result
-        assert self._table is not None
-        share = clean_share(self._table, self.epoch_indices().of(0))
-        return CGDLoss(self._table, share, self._of_the_loss(self.config), criterion)
+        return self._loss(criterion, self.config)
 
-    def _of_the_loss(self, config: CGDConfig) -> CGDConfig:
-        """Settings as the loss takes them: alpha by how far this CLIP is to be trusted."""
-        if not config.guidance_by_agreement:
-            return config
-        return config.replace(guidance_weight=config.guidance_weight * self.result.trust)
+    def _loss(self, criterion: Criterion | None, config: CGDConfig) -> CGDLoss:
+        trust = self.result.trust if config.guidance_by_agreement else 1.0
+        assert self._table is not None
+        share = clean_share(self._table, self._epoch_indices(config).of(0))
+        config = config.replace(guidance_weight=config.guidance_weight * trust)
+        return CGDLoss(self._table, share, config, criterion)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None
@@ -371,8 +374,15 @@ class CGDGuard:
             TypeError: for a loader that can't be rebuilt.
             ValueError: for a loader of another dataset, or one that Accelerate has prepared.
         """
-        guarded = guarded_loader(loader, self.base, self.dataset, self.epoch_indices())
-        return guarded, self.loss(criterion)
+        return self._protected(loader, criterion, self.config)
+
+    def _protected(
+        self, loader: DataLoader[Any], criterion: Criterion | None, config: CGDConfig
+    ) -> tuple[DataLoader[Any], CGDLoss]:
+        epochs = self._epoch_indices(config)
+        return guarded_loader(loader, self.base, self.dataset, epochs), self._loss(
+            criterion, config
+        )
 
     def attach(
         self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
@@ -443,11 +453,12 @@ class CGDGuard:
         from cgd_wrap.training import fit
 
         config = self.config.replace(**changes)
+        if config.exposure_epochs is None:
+            config = config.replace(exposure_epochs=math.ceil(EXPOSED_PART * config.epochs))
         accelerator = self.accelerator or Accelerator(mixed_precision=config.mixed_precision)
         batch_size = max(1, config.batch_size // accelerator.num_processes)
         plain = DataLoader(self.base, batch_size=batch_size, num_workers=self.num_workers)
-        loader, criterion = self.protect(plain)
-        criterion.config = self._of_the_loss(config)
+        loader, criterion = self._protected(plain, None, config)
         return fit(
             self.model, loader, criterion, config, accelerator,
             stopping=self.stopping(config.tolerance, loader=validation_loader),

@@ -48,7 +48,7 @@ class EpochIndices:
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """:meth:`of` with the epoch's exposures packed into the indices."""
         indices = self.of(epoch)
-        if self.exposure is None:
+        if self.exposure is None or not self.exposure.is_on(epoch):
             return indices
         balanced = len(indices) - int(self.once.sum())
         generator = self._generator(epoch, stream=2)

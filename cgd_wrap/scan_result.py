@@ -151,17 +151,24 @@ class ScanResult:
         weight = functional.corner_weight(
             ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
         )
-        teacher = self.teacher
+        teacher, doubt = self.teacher, None
         if config.doubt_labels:
-            teacher = functional.doubted_teacher(teacher, labels[triggered], weight[triggered])
+            doubt = torch.maximum(weight, self._probability_of_poison(labels).float())
+            teacher = functional.doubted_teacher(teacher, labels[triggered], doubt[triggered])
         return SampleTable(
             labels=labels,
             clean=self.split.clean,
             triggered=triggered,
             triggered_weight=weight,
-            guidance_weight=weight if config.doubt_labels else None,
+            guidance_weight=doubt,
             teacher=teacher,
         )
+
+    def _probability_of_poison(self, labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        suspected = torch.zeros(int(labels.max()) + 1, dtype=torch.bool)
+        suspected[[found.label for found in self.poison_estimate.classes]] = True
+        ranks = self.entropy_map
+        return probability_of_poison(labels, ranks.clip_rank, ranks.suspicious_rank, suspected)
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write ``guard.safetensors`` and ``guard.json``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,12 @@ def test_only_clean_draws_are_exposed_and_an_epoch_holds_the_same_samples():
     exposed = indices[packed != indices]
     assert 0 < len(exposed) < 30
     assert int(exposed.max()) < 30
+
+
+def test_the_last_epochs_can_be_without():
+    some = replace(epochs(), exposure=replace(exposure(), epochs=2))
+    for epoch in range(4):
+        assert torch.equal(some.packed(epoch), some.of(epoch)) is (epoch >= 2)
 
 
 def test_draws_are_those_of_seed_and_epoch_alone():

@@ -35,7 +35,8 @@ import cgd_wrap
 from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
-from cgd_wrap.estimate import PoisonEstimate
+from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
+from cgd_wrap.suspects import probability_of_poison
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -142,6 +143,59 @@ def test_fit_takes_no_guidance_from_a_clip_that_disagrees(by_agreement, guard):
     other._result = replace(result, teachers=replace(result.teachers, agreement=(0.1,)))
     [record] = other.fit(epochs=1, guidance_by_agreement=by_agreement)
     assert (record.guidance == 0) is by_agreement
+
+
+class Counted(Items):
+    """Counts how often a sample is read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("changes", "exposed"), [({}, 2), ({"exposure_epochs": 3}, 3), ({"exposure_rate": 0.0}, 0)]
+)
+def test_the_last_epochs_of_fit_are_without_exposures(changes, exposed):
+    dataset, reads = Counted(tensors()), []
+    guard = guard_of(dataset, config=quick_config(holdout_fraction=0.0)).scan()
+    each = len(guard.epoch_indices())
+
+    def count(*_) -> None:
+        reads.append(dataset.reads)
+        dataset.reads = 0
+
+    dataset.reads = 0
+    guard.fit(epochs=4, on_epoch=count, **changes)
+    assert [read > each for read in reads] == [epoch < exposed for epoch in range(4)]
+    count()
+    loader, _ = guard.protect(DataLoader(dataset, batch_size=8))
+    for _ in range(4):
+        list(loader)
+        count()
+    assert all(read > each for read in reads[-4:])  # a loop whose end isn't known
+
+
+def test_guidance_doubts_a_label_by_its_probability_of_being_poisoned_where_that_is_more(guard):
+    result, config = guard.result, guard.config.replace(corner_power=8.0)
+    found = PoisonEstimate(0.1, (SuspectedClass(label=0, confidence=1.0, poisoned=0.1),))
+    honest, suspected = (
+        replace(result, poison_estimate=estimate).table(guard.targets, config).tensors
+        for estimate in (PoisonEstimate(0.0, ()), found)
+    )
+    probability = probability_of_poison(
+        guard.targets, result.entropy_map.clip_rank, result.entropy_map.suspicious_rank,
+        torch.tensor([True, False, False]),
+    ).float()  # fmt: skip
+    corner = honest["triggered_weight"]
+    assert torch.equal(honest["guidance_weight"], corner)
+    assert torch.equal(suspected["guidance_weight"], torch.maximum(corner, probability))
+    assert torch.equal(suspected["triggered_weight"], corner)
+    assert bool((probability > corner)[MISLABELLED].any())
+    row = suspected["teacher_row"][(probability > corner) & result.split.triggered]
+    assert bool((suspected["teacher"][row, 0] < honest["teacher"][row, 0]).all())
 
 
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):
