@@ -26,6 +26,7 @@ too, so that honest classes stay below."""
 TIP = 0.9  # of the corner: clip_rank (1 - suspicious_rank) beyond it is the tip
 AT_THE_TIP, OTHERS = 0.001, 3.0  # share of an honest class; times the other classes' share,
 MOST_AT_THE_TIP = 0.02  # but no more: an attack may aim at all classes
+KNOWN = 0.2  # share of a class in CLIP's better half, from which CLIP knows the class
 ENOUGH = 3.0  # standard errors
 SURE, UNLIKELY = 0.9, 0.05  # probabilities of poison beyond which a sample's part is plain
 
@@ -38,18 +39,21 @@ def evidence_of_attack(
 ) -> Float[Tensor, "classes"]:
     """By how many standard errors a class exceeds what an honest class may have.
 
-    Of two measures the larger, if the second is above 0, and else the smaller. One is a class'
-    suspicion: the sum of ``(clip_rank (1 - suspicious_rank)) ** 4`` over its triggered samples,
-    divided by its size. An honest class may have CHANCE; half of that if it stands out from the
-    others by three times their median. On real CIFAR-10 we saw a suspicion of 0.17 and more for the
-    target of strong attacks, 0.08 for BadNets at 1%, and 0.0002 to 0.010 for the other classes.
+    Of two measures the larger. One is a class' suspicion: the sum of
+    ``(clip_rank (1 - suspicious_rank)) ** 4`` over its triggered samples, divided by its size. An
+    honest class may have CHANCE; half of that if it stands out from the others by three times
+    their median. On real CIFAR-10 we saw 0.17 and more for the target of strong attacks, 0.08 for
+    BadNets at 1%, 0.035 for WaNet at 10%, and up to 0.006 for the other classes, with a CLIP of 47%
+    zero-shot accuracy, too.
 
     The other is how many lie at the tip of the corner, as a Poisson number. An honest class may
     have AT_THE_TIP of its samples there, or OTHERS times the other classes' share; on real CIFAR-10
     we saw up to 0.0005 in honest classes, 0.0045 in the target of Blended at 1% and 0.08 of BadNets
-    at 1%. It finds poison that was learned hardly faster than honest samples, and holds an honest
-    class for what it is that CLIP often mistakes and that was learned as a whole before others:
-    such are far from the tip.
+    at 1%. It finds poison that was learned hardly faster than honest samples.
+
+    A class that CLIP doesn't know (under a wrong name: 3 to 15% of it were in CLIP's better half)
+    looks like an attack as soon as it is learned early. There the smaller counts if none is at the
+    tip: such classes are far from it.
 
     Args:
         labels: given labels.
@@ -69,8 +73,9 @@ def evidence_of_attack(
     by_suspicion = (suspicion - honest) / error.clamp(min=1e-12)
     corner = clip_rank * (1 - suspicious_rank)
     at_the_tip = _evidence_at_the_tip(labels, corner > TIP, size)
+    known = torch.bincount(labels, weights=(clip_rank <= 0.5).double()) >= KNOWN * size
     return torch.where(
-        at_the_tip > 0,
+        known | (at_the_tip > 0),
         torch.maximum(by_suspicion, at_the_tip),
         torch.minimum(by_suspicion, at_the_tip),
     )

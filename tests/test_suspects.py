@@ -12,6 +12,7 @@ from cgd_wrap.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.functional import corner_weight, split_by_rank
 from cgd_wrap.split import Split
 from cgd_wrap.suspects import (
+    AT_THE_TIP,
     CHANCE,
     ENOUGH,
     POWER,
@@ -91,15 +92,27 @@ def test_few_samples_at_the_tip_are_enough():
     assert names(suspects(labels, clip_rank, suspicious_rank)) == [4]
 
 
-def test_a_class_that_was_learned_as_a_whole_is_not_suspected():
+def far_from_the_tip(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A class that was learned early as a whole; CLIP contradicts so many of its labels."""
     labels, clip_rank, suspicious_rank = honest_map()
     members = (labels == 4).nonzero().squeeze(1)
-    clip_rank[members[:300]] = torch.linspace(0.7, 0.95, 300, dtype=torch.float64)
+    clip_rank[members] = 0.3
+    clip_rank[members[:count]] = torch.linspace(0.6, 0.95, count, dtype=torch.float64)
     suspicious_rank[members] = torch.linspace(0.05, 0.15, len(members), dtype=torch.float64)
     triggered = split_by_rank(clip_rank, suspicious_rank).triggered
     weight = corner_weight(clip_rank, suspicious_rank, power=POWER) * triggered
     assert float(weight[labels == 4].sum()) / PER_CLASS > 2 * CHANCE
-    assert names(suspects(labels, clip_rank, suspicious_rank)) == []
+    corner = clip_rank * (1 - suspicious_rank)
+    assert int((corner[members] > TIP).sum()) <= AT_THE_TIP * PER_CLASS
+    return labels, clip_rank, suspicious_rank
+
+
+def test_a_class_that_clip_knows_needs_no_sample_at_the_tip():
+    assert names(suspects(*far_from_the_tip(round(0.6 * PER_CLASS)))) == [4]
+
+
+def test_a_class_that_clip_does_not_know_does():
+    assert names(suspects(*far_from_the_tip(round(0.9 * PER_CLASS)))) == []
 
 
 def test_a_single_sample_in_the_corner_is_no_evidence():
