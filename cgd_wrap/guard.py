@@ -380,9 +380,8 @@ class CGDGuard:
         self, loader: DataLoader[Any], criterion: Criterion | None, config: CGDConfig
     ) -> tuple[DataLoader[Any], CGDLoss]:
         epochs = self._epoch_indices(config)
-        return guarded_loader(loader, self.base, self.dataset, epochs), self._loss(
-            criterion, config
-        )
+        guarded = guarded_loader(loader, self.base, self.dataset, epochs)
+        return guarded, self._loss(criterion, config)
 
     def attach(
         self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
