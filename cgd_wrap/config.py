@@ -69,9 +69,9 @@ class CGDConfig:
             label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
         exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
         exposure_epochs: images are blended in the first so many epochs, >= 1: the last ones, at a
-            small learning rate, get back the clean accuracy that the blends cost. None: half of
-            those of :meth:`CGDGuard.fit`, and all of another loop's, whose number isn't known
-            here. Paper: none.
+            small learning rate, get back the clean accuracy that the blends cost. None: the first
+            half, where the end is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
+            ``protect(..., epochs=)``; otherwise all. Paper: none.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The

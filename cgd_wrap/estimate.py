@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cgd_wrap.suspects import ENOUGH
+from cgd_wrap.suspects import Suspicion
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,16 @@ class PoisonEstimate:
 
 
 def estimate_poison(
-    labels: Int[Tensor, "n"],
-    probability: Float[Tensor, "n"],
-    readable: Bool[Tensor, "n"],
-    evidence: Float[Tensor, "classes"],
+    labels: Int[Tensor, "n"], suspicion: Suspicion, readable: Bool[Tensor, "n"]
 ) -> PoisonEstimate:
     """Put figures to a suspicion.
 
     Args:
         labels: given labels.
-        probability: from :func:`suspects.probability_of_poison`.
+        suspicion: of the same samples.
         readable: False for samples that don't count.
-        evidence: from :func:`suspects.evidence_of_attack`.
     """
+    evidence, probability = suspicion.evidence, suspicion.probability
     found = [
         SuspectedClass(
             label=label,
@@ -75,7 +72,7 @@ def estimate_poison(
             poisoned=float(probability[(labels == label) & readable].mean()),
         )
         for label in evidence.argsort(descending=True).tolist()
-        if evidence[label] > ENOUGH
+        if suspicion.suspected[label]
     ]
     rate = float(probability[readable].mean()) if bool(readable.any()) else 0.0
     return PoisonEstimate(rate, tuple(found))

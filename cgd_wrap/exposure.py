@@ -12,6 +12,7 @@ index: see :class:`Draw`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from cgd_wrap.views.images import CHANNELS, to_rgb
 
+EXPOSED_PART = 0.5  # of a training's epochs have blends, where nothing else is said
 INDEX_BITS = 28  # 268 million samples
 LEVEL_BITS = 6
 LEVELS = 1 << LEVEL_BITS
@@ -38,7 +40,8 @@ class Exposure:
         weight: how often each sample is blended into others, relative to the rest, float32 [N].
         rate: share of the clean draws that are blended, in [0, 1].
         strength: largest share of the other image, in [0, 1).
-        epochs: how many have blends, the first ones; None: all.
+        epochs: how many have blends, the first ones; None: EXPOSED_PART of a training's, or all
+            where its end isn't known.
 
     Raises:
         ValueError: more samples than an index has bits for.
@@ -56,9 +59,11 @@ class Exposure:
                 f"{len(self.weight)}: set it to 0"
             )
 
-    def is_on(self, epoch: int) -> bool:
-        """Whether an epoch, counted from 0, has blends."""
-        return self.epochs is None or epoch < self.epochs
+    def is_on(self, epoch: int, run: int | None = None) -> bool:
+        """Whether an epoch, counted from 0, has blends, in a training of ``run`` epochs."""
+        if self.epochs is not None:
+            return epoch < self.epochs
+        return run is None or epoch < math.ceil(EXPOSED_PART * run)
 
     def over(self, indices: Int[Tensor, "m"], generator: torch.Generator) -> Int[Tensor, "m"]:
         """Clean indices -> the same, some of them packed with another index and its share.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Subset
 from cgd_wrap import checks
 from cgd_wrap.clip_pass import clip_pass
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.dataset import BalancedView, GuardedDataset, SampleTable
+from cgd_wrap.dataset import BalancedView, GuardedDataset
 from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import CGDError
 from cgd_wrap.estimate import PoisonEstimate
-from cgd_wrap.exposure import Exposure
 from cgd_wrap.functional import balanced_indices
 from cgd_wrap.loaders import guarded_loader
-from cgd_wrap.loss import CGDLoss, Criterion, clean_share
+from cgd_wrap.loss import CGDLoss, Criterion
 from cgd_wrap.model_outputs import unwrapped
 from cgd_wrap.passes import PassOptions, StoredLogits
+from cgd_wrap.protection import Protection
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
 from cgd_wrap.sampler import BalancedSampler, EpochIndices
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_CLIP = "ViT-B-32/laion2b_s34b_b79k"  # the paper's
-EXPOSED_PART = 0.5  # of the epochs of fit have blends: see CGDConfig.exposure_epochs
 
 
 class CGDGuard:
@@ -135,7 +134,7 @@ class CGDGuard:
         checks.check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
-        self._table: SampleTable | None = None
+        self._kept: Protection | None = None
         self._logits: tuple[StoredLogits, StoredLogits] | None = None
         self._view: BalancedView | None = None
         self._temporary_cache: weakref.finalize[Any, Any] | None = None  # removes it when called
@@ -204,7 +203,6 @@ class CGDGuard:
             allow_missing=self.config.allow_missing_classes,
         )  # fmt: skip
         self._result, self._view = result, None
-        self._table = result.table(self.targets, self.config)
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
         if self.config.guidance_by_agreement and result.trust < 1:
@@ -320,29 +318,15 @@ class CGDGuard:
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
         """Which samples an epoch holds."""
-        return self._epoch_indices(self.config if seed is None else self.config.replace(seed=seed))
+        indices = self._protection(self.config).epoch_indices
+        return indices if seed is None else replace(indices, seed=seed)
 
-    def _epoch_indices(self, config: CGDConfig) -> EpochIndices:
-        split = self.split
-        once = split.triggered | split.mixed if config.keep_mixed else split.triggered
-        return EpochIndices(
-            labels=self.targets,
-            clean=split.clean & ~self.result.held_out,
-            once=once,
-            seed=config.seed,
-            exposure=self._exposure(config),
-        )
-
-    def _exposure(self, config: CGDConfig) -> Exposure | None:
-        assert self._table is not None
-        if not config.exposure_rate or not config.exposure_strength:
-            return None
-        table = self._table.tensors
-        return Exposure(
-            weight=table["triggered_weight"] * table["triggered"],
-            rate=config.exposure_rate, strength=config.exposure_strength,
-            epochs=config.exposure_epochs,
-        )  # fmt: skip
+    def _protection(self, config: CGDConfig) -> Protection:
+        """The last one again, where nothing has changed: hosts ask for its parts one by one."""
+        kept, result = self._kept, self.result
+        if kept is None or kept.result is not result or kept.config != config:
+            kept = self._kept = Protection(result, self.targets, config)
+        return kept
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
         """Yields balanced clean samples and every triggered one, as indices into the dataset."""
@@ -350,17 +334,14 @@ class CGDGuard:
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
         """Wrap a criterion: see :class:`CGDLoss`. Default: cross entropy."""
-        return self._loss(criterion, self.config)
-
-    def _loss(self, criterion: Criterion | None, config: CGDConfig) -> CGDLoss:
-        trust = self.result.trust if config.guidance_by_agreement else 1.0
-        assert self._table is not None
-        share = clean_share(self._table, self._epoch_indices(config).of(0))
-        config = config.replace(guidance_weight=config.guidance_weight * trust)
-        return CGDLoss(self._table, share, config, criterion)
+        return self._protection(self.config).loss(criterion)
 
     def protect(
-        self, loader: DataLoader[Any], criterion: Criterion | None = None
+        self,
+        loader: DataLoader[Any],
+        criterion: Criterion | None = None,
+        *,
+        epochs: int | None = None,
     ) -> tuple[DataLoader[Any], CGDLoss]:
         """The loader over the guarded dataset and its sampler, and the criterion wrapped.
 
@@ -369,19 +350,26 @@ class CGDGuard:
         Args:
             loader: of the dataset that this guard was made for, not yet prepared by Accelerate.
             criterion: of the user's loop. Default: cross entropy.
+            epochs: how many the loop runs: as in :meth:`fit`, the second half then has no blends
+                (see ``CGDConfig.exposure_epochs``). Default: all have.
 
         Raises:
             TypeError: for a loader that can't be rebuilt.
             ValueError: for a loader of another dataset, or one that Accelerate has prepared.
         """
-        return self._protected(loader, criterion, self.config)
+        return self._protected(loader, criterion, self.config, epochs)
 
     def _protected(
-        self, loader: DataLoader[Any], criterion: Criterion | None, config: CGDConfig
+        self,
+        loader: DataLoader[Any],
+        criterion: Criterion | None,
+        config: CGDConfig,
+        epochs: int | None,
     ) -> tuple[DataLoader[Any], CGDLoss]:
-        epochs = self._epoch_indices(config)
-        guarded = guarded_loader(loader, self.base, self.dataset, epochs)
-        return guarded, self._loss(criterion, config)
+        protection = self._protection(config)
+        indices = protection.epoch_indices.in_run_of(epochs)
+        guarded = guarded_loader(loader, self.base, self.dataset, indices)
+        return guarded, protection.loss(criterion)
 
     def attach(
         self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
@@ -399,9 +387,7 @@ class CGDGuard:
 
     def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Ordinary labels of tagged targets, for a loop's own training accuracy."""
-        _ = self.result
-        assert self._table is not None
-        return self._table.decode(targets)
+        return self._protection(self.config).table.decode(targets)
 
     def stopping(
         self, tolerance: float | None = None, *, loader: DataLoader[Any] | None = None
@@ -452,12 +438,10 @@ class CGDGuard:
         from cgd_wrap.training import fit
 
         config = self.config.replace(**changes)
-        if config.exposure_epochs is None:
-            config = config.replace(exposure_epochs=math.ceil(EXPOSED_PART * config.epochs))
         accelerator = self.accelerator or Accelerator(mixed_precision=config.mixed_precision)
         batch_size = max(1, config.batch_size // accelerator.num_processes)
         plain = DataLoader(self.base, batch_size=batch_size, num_workers=self.num_workers)
-        loader, criterion = self._protected(plain, None, config)
+        loader, criterion = self._protected(plain, None, config, config.epochs)
         return fit(
             self.model, loader, criterion, config, accelerator,
             stopping=self.stopping(config.tolerance, loader=validation_loader),

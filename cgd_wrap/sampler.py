@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class EpochIndices:
         once: samples that appear once, such as the triggered ones, bool [N].
         seed: of the oversampling, the exposure and the order.
         exposure: of clean draws to suspicious images, or None.
+        run: epochs of the training that this is for, where that is known.
     """
 
     labels: Int[Tensor, "n"]
@@ -32,6 +33,7 @@ class EpochIndices:
     once: Bool[Tensor, "n"]
     seed: int = 0
     exposure: Exposure | None = None
+    run: int | None = None
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
@@ -48,7 +50,7 @@ class EpochIndices:
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """:meth:`of` with the epoch's exposures packed into the indices."""
         indices = self.of(epoch)
-        if self.exposure is None or not self.exposure.is_on(epoch):
+        if self.exposure is None or not self.exposure.is_on(epoch, self.run):
             return indices
         balanced = len(indices) - int(self.once.sum())
         generator = self._generator(epoch, stream=2)
@@ -60,6 +62,10 @@ class EpochIndices:
         packed = self.packed(epoch)
         generator = self._generator(epoch, stream=1)
         return packed[torch.randperm(len(packed), generator=generator)]
+
+    def in_run_of(self, epochs: int | None) -> EpochIndices:
+        """The same for a training of so many epochs, which decides how many of them have blends."""
+        return replace(self, run=epochs)
 
     def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
         # SeedSequence keeps the streams apart, where a sum of the three would let them overlap.

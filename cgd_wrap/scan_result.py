@@ -23,12 +23,13 @@ from cgd_wrap.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.feature_groups import fast_groups
 from cgd_wrap.passes import StoredLogits
 from cgd_wrap.split import Split
-from cgd_wrap.suspects import ENOUGH, evidence_of_attack, probability_of_poison, revised
+from cgd_wrap.suspects import Suspicion, revised
 from cgd_wrap.teacher_checks import teacher_warnings
 from cgd_wrap.teachers import members_of
 from cgd_wrap.verdicts import TeacherFigures, Verdict, all_bad, contradicting_most
 
 NO_TRUST, FULL_TRUST = 0.4, 0.7  # agreement of a CLIP, above chance
+STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class ScanResult:
             several CLIPs those of the one that contradicts the label most, which teaches.
         teachers: how far the CLIPs agree with the labels, and with each other.
         poison_estimate: how much seems to be poisoned, and under which labels.
+        poison_probability: of each sample, in suspected classes, float32 [N] in [0, 1].
         bad: samples that can't be used: index -> [reason, message, path].
     """
 
@@ -52,6 +54,7 @@ class ScanResult:
     teacher: Float[Tensor, "t classes"]
     teachers: TeacherFigures
     poison_estimate: PoisonEstimate
+    poison_probability: Float[Tensor, "n"]
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -115,17 +118,16 @@ class ScanResult:
             sigma_slow=config.sigma_slow,
         )
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
-        evidence = evidence_of_attack(labels, *ranks, split.triggered)
-        suspected = evidence > ENOUGH
-        poison = probability_of_poison(labels, *ranks, suspected)
+        suspicion = Suspicion.of(labels, *ranks, split.triggered)
+        poison = suspicion.probability
         split = revised(
-            split, labels, *ranks, suspected, poison,
+            split, labels, *ranks, suspicion,
             corner_cut=config.corner_cut, poison_cut=config.poison_cut,
             auto=config.sigma == "auto",
         )  # fmt: skip
         figures = TeacherFigures.of(clip_names, verdicts, labels, valid)
         warnings = teacher_warnings(figures, verdicts, labels, valid, poison, class_names)
-        honest = valid & ~suspected[labels]
+        honest = valid & ~suspicion.suspected[labels]
         for name, one, verdict in zip(clip_names, members_of(clip), verdicts, strict=True):
             agreed = honest & (verdict.choice == labels)
             warnings += fast_groups(name, one, labels, agreed, ranks[1], class_names)
@@ -135,7 +137,8 @@ class ScanResult:
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
             teacher=_teacher_of(clip, verdicts, split.triggered.nonzero().squeeze(1)),
             teachers=figures,
-            poison_estimate=estimate_poison(labels, poison, valid, evidence),
+            poison_estimate=estimate_poison(labels, suspicion, valid),
+            poison_probability=poison.float(),
             bad=bad,
             warnings=warnings,
         )
@@ -153,7 +156,7 @@ class ScanResult:
         )
         teacher, doubt = self.teacher, None
         if config.doubt_labels:
-            doubt = torch.maximum(weight, self._probability_of_poison(labels).float())
+            doubt = torch.maximum(weight, self.poison_probability)
             teacher = functional.doubted_teacher(teacher, labels[triggered], doubt[triggered])
         return SampleTable(
             labels=labels,
@@ -163,12 +166,6 @@ class ScanResult:
             guidance_weight=doubt,
             teacher=teacher,
         )
-
-    def _probability_of_poison(self, labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-        suspected = torch.zeros(int(labels.max()) + 1, dtype=torch.bool)
-        suspected[[found.label for found in self.poison_estimate.classes]] = True
-        ranks = self.entropy_map
-        return probability_of_poison(labels, ranks.clip_rank, ranks.suspicious_rank, suspected)
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write ``guard.safetensors`` and ``guard.json``.
@@ -180,7 +177,7 @@ class ScanResult:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"map.{n}": t for n, t in vars(self.entropy_map).items()}
         tensors |= {f"split.{n}": t for n, t in vars(self.split).items()}
-        tensors |= {n: getattr(self, n) for n in ("held_out", "teacher")}
+        tensors |= {n: getattr(self, n) for n in STORED}
         write_atomically(folder / "guard.safetensors", save(tensors))
         write_json(
             folder / "guard.json",
@@ -212,8 +209,7 @@ class ScanResult:
         return cls(
             entropy_map=EntropyMap(**parts["map"]),
             split=Split(**parts["split"]),
-            held_out=tensors["held_out"],
-            teacher=tensors["teacher"],
+            **{name: tensors[name] for name in STORED},
             teachers=TeacherFigures.from_dict(stored["teachers"]),
             poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
             bad={int(index): reason for index, reason in stored["bad"].items()},

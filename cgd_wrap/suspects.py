@@ -9,6 +9,7 @@ of these classes that passed, but lie near it, may not be.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,38 @@ MOST_AT_THE_TIP = 0.02  # but no more: an attack may aim at all classes
 KNOWN = 0.2  # share of a class in CLIP's better half, from which CLIP knows the class
 ENOUGH = 3.0  # standard errors
 SURE, UNLIKELY = 0.9, 0.05  # probabilities of poison beyond which a sample's part is plain
+
+
+@dataclass(frozen=True, eq=False)
+class Suspicion:
+    """What the ranks say of classes and samples.
+
+    Attributes:
+        evidence: of :func:`evidence_of_attack`, by class, up to the largest label.
+        suspected: classes with more than ENOUGH of it.
+        probability: of being poisoned, by sample; see :func:`probability_of_poison`.
+    """
+
+    evidence: Float[Tensor, "classes"]
+    suspected: Bool[Tensor, "classes"]
+    probability: Float[Tensor, "n"]
+
+    @classmethod
+    def of(
+        cls,
+        labels: Int[Tensor, "n"],
+        clip_rank: Float[Tensor, "n"],
+        suspicious_rank: Float[Tensor, "n"],
+        triggered: Bool[Tensor, "n"],
+    ) -> Suspicion:
+        """The arguments are those of :func:`evidence_of_attack`."""
+        evidence = evidence_of_attack(labels, clip_rank, suspicious_rank, triggered)
+        suspected = evidence > ENOUGH
+        return cls(
+            evidence,
+            suspected,
+            probability_of_poison(labels, clip_rank, suspicious_rank, suspected),
+        )
 
 
 def evidence_of_attack(
@@ -127,8 +160,7 @@ def revised(
     labels: Int[Tensor, "n"],
     clip_rank: Float[Tensor, "n"],
     suspicious_rank: Float[Tensor, "n"],
-    suspected: Bool[Tensor, "classes"],
-    probability: Float[Tensor, "n"],
+    suspicion: Suspicion,
     *,
     corner_cut: float | None,
     poison_cut: float | None,
@@ -147,14 +179,14 @@ def revised(
         labels: given labels.
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: the same under the suspicious model.
-        suspected: classes with more than ENOUGH of :func:`evidence_of_attack`.
-        probability: from :func:`probability_of_poison`.
+        suspicion: of the same samples.
         corner_cut: in [0, 1]; None takes nothing back.
         poison_cut: in [0, 1]; None drops nothing.
         auto: also let the probability decide how much of a suspected class is
             triggered, however much that is: what is likelier than SURE is, and mixed samples
             that are less likely than UNLIKELY are clean.
     """
+    suspected, probability = suspicion.suspected, suspicion.probability
     corner, aimed_at = clip_rank * (1 - suspicious_rank), suspected[labels]
     back, out, more = (torch.zeros_like(split.clean) for _ in range(3))
     if corner_cut is not None:

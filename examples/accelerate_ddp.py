@@ -47,7 +47,7 @@ def main() -> None:
     if not options.unguarded:
         config = CGDConfig.from_scratch()  # +
         guard = CGDGuard(model, train_set, clip=CLIP, config=config, accelerator=accelerator)  # +
-        loader, criterion = guard.scan().protect(loader, criterion)  # +
+        loader, criterion = guard.scan().protect(loader, criterion, epochs=options.epochs)  # +
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = options.epochs * -(-len(loader) // accelerator.gradient_accumulation_steps)

@@ -52,7 +52,7 @@ def main() -> None:
         config = CGDConfig.from_scratch()  # +
         view = evaluated(dataset, data)  # +
         guard = CGDGuard(model, dataset, clip=CLIP, config=config, eval_dataset_view=view)  # +
-        loader, loss_fn = protect(guard.scan(), loader, loss_fn)  # +
+        loader, loss_fn = protect(guard.scan(), loader, loss_fn, epochs=options.epochs)  # +
 
     optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-3, weight_decay=0.05)
     schedule, epochs = create_scheduler_v2(

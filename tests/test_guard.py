@@ -35,8 +35,7 @@ import cgd_wrap
 from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
-from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
-from cgd_wrap.suspects import probability_of_poison
+from cgd_wrap.estimate import PoisonEstimate
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -170,31 +169,47 @@ def test_the_last_epochs_of_fit_are_without_exposures(changes, exposed):
     dataset.reads = 0
     guard.fit(epochs=4, on_epoch=count, **changes)
     assert [read > each for read in reads] == [epoch < exposed for epoch in range(4)]
-    count()
-    loader, _ = guard.protect(DataLoader(dataset, batch_size=8))
-    for _ in range(4):
+
+
+@pytest.mark.parametrize(("epochs", "exposed"), [(None, 3), (4, 2), (3, 2)])
+def test_a_loop_that_says_how_long_it_is_has_no_exposures_in_the_second_half(epochs, exposed):
+    dataset = Counted(tensors())
+    guard = guard_of(dataset, config=quick_config(holdout_fraction=0.0)).scan()
+    loader, _ = guard.protect(DataLoader(dataset, batch_size=8), epochs=epochs)
+    reads = []
+    for _ in range(3):
+        dataset.reads = 0
         list(loader)
-        count()
-    assert all(read > each for read in reads[-4:])  # a loop whose end isn't known
+        reads.append(dataset.reads)
+    assert [read > len(guard.epoch_indices()) for read in reads] == [i < exposed for i in range(3)]
+
+
+def test_fit_honours_changes_of_what_the_table_is_made_with(guard, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "cgd_wrap.training.fit", lambda model, loader, loss, *rest, **options: seen.append(loss)
+    )
+    for power in (2.0, 8.0):
+        guard.fit(corner_power=power)
+    gentle, steep = (loss.table.tensors["triggered_weight"] for loss in seen)
+    assert bool((steep < gentle).any())
 
 
 def test_guidance_doubts_a_label_by_its_probability_of_being_poisoned_where_that_is_more(guard):
     result, config = guard.result, guard.config.replace(corner_power=8.0)
-    found = PoisonEstimate(0.1, (SuspectedClass(label=0, confidence=1.0, poisoned=0.1),))
+    probability = torch.rand(SIZE, generator=torch.Generator().manual_seed(0))
     honest, suspected = (
-        replace(result, poison_estimate=estimate).table(guard.targets, config).tensors
-        for estimate in (PoisonEstimate(0.0, ()), found)
+        replace(result, poison_probability=each).table(guard.targets, config).tensors
+        for each in (torch.zeros(SIZE), probability)
     )
-    probability = probability_of_poison(
-        guard.targets, result.entropy_map.clip_rank, result.entropy_map.suspicious_rank,
-        torch.tensor([True, False, False]),
-    ).float()  # fmt: skip
     corner = honest["triggered_weight"]
     assert torch.equal(honest["guidance_weight"], corner)
     assert torch.equal(suspected["guidance_weight"], torch.maximum(corner, probability))
     assert torch.equal(suspected["triggered_weight"], corner)
     assert bool((probability > corner)[MISLABELLED].any())
-    row = suspected["teacher_row"][(probability > corner) & result.split.triggered]
+    row = suspected["teacher_row"][
+        (probability > corner) & result.split.triggered & (guard.targets == 0)
+    ]
     assert bool((suspected["teacher"][row, 0] < honest["teacher"][row, 0]).all())
 
 

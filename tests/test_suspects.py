@@ -17,6 +17,7 @@ from cgd_wrap.suspects import (
     ENOUGH,
     POWER,
     TIP,
+    Suspicion,
     evidence_of_attack,
     probability_of_poison,
     revised,
@@ -51,14 +52,17 @@ def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
 
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:
     """``given``: the ranks, and the suspected classes."""
-    return revised(before, labels, *given, probability_of_poison(labels, *given), **cuts)
+    *ranks, suspected = given
+    suspicion = Suspicion(suspected.double(), suspected, probability_of_poison(labels, *given))
+    return revised(before, labels, *ranks, suspicion, **cuts)
 
 
 def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:
     """``given``: the ranks, and the evidence."""
     *ranks, evidence = given
-    poison = probability_of_poison(labels, *ranks, evidence > ENOUGH)
-    return estimate_poison(labels, poison, sum(ranks).isfinite(), evidence)
+    suspected = evidence > ENOUGH
+    suspicion = Suspicion(evidence, suspected, probability_of_poison(labels, *ranks, suspected))
+    return estimate_poison(labels, suspicion, sum(ranks).isfinite())
 
 
 def names(mask: torch.Tensor) -> list[int]:

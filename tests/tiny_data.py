@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
 from cgd_wrap.dataset import SampleTable
+from cgd_wrap.exposure import Draw, unpack
+from cgd_wrap.sampler import EpochIndices
 
 NAMES = ["red", "green", "blue"]
 SIZE = 120
@@ -88,6 +90,17 @@ def quick_config(**changes: Any) -> CGDConfig:
     """The default numbers, in batches that suit so little data."""
     quick = {"suspicious_batch_size": 20, "batch_size": 32, "epochs": 2, "holdout_fraction": 0.1}
     return CGDConfig(**(quick | changes))
+
+
+def reads_of(indices: EpochIndices, epochs: int) -> Tensor:
+    """How often each sample is read in the first so many epochs, blended in or not; int64 [N]."""
+    counts = torch.zeros(len(indices.labels), dtype=torch.int64)
+    for epoch in range(epochs):
+        for draw in map(unpack, indices.packed(epoch).tolist()):
+            counts[draw] += 1
+            if isinstance(draw, Draw):
+                counts[draw.other] += 1
+    return counts
 
 
 def made_up_table() -> SampleTable:

@@ -28,6 +28,7 @@ from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.functional import LossTerms
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.loss import CGDLoss
+from cgd_wrap.sampler import BalancedSampler
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same code under two names
 
@@ -91,6 +92,9 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         loaders = self._guarded_loaders(trainer)
         for loader in loaders:
             _check_order(loader, trainer)
+        if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time alone ends the run
+            for stream in _streams(loaders):
+                stream.epochs = stream.epochs.in_run_of(trainer.max_epochs)
         self._find_loss(pl_module)
         self._restart(trainer, pl_module)
         stale = [loader for loader in loaders if _runs_ahead(loader, trainer.current_epoch)]
@@ -171,11 +175,8 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         return self.guard.model if own and trained.issuperset(own) else module
 
     def _set_epoch(self, trainer: Any) -> None:
-        for loader in self._guarded_loaders(trainer):
-            for sampler in balanced_samplers(loader):
-                sampler.set_epoch(trainer.current_epoch)
-            if isinstance(loader.dataset, BalancedView):
-                loader.dataset.set_epoch(trainer.current_epoch)
+        for stream in _streams(self._guarded_loaders(trainer)):
+            stream.set_epoch(trainer.current_epoch)
 
 
 def _loaders(tree: Any) -> Iterator[Any]:
@@ -187,6 +188,14 @@ def _loaders(tree: Any) -> Iterator[Any]:
             yield from _loaders(part)
     elif tree is not None:
         yield tree
+
+
+def _streams(loaders: list[Any]) -> Iterator[BalancedSampler | BalancedView]:
+    """What decides on the samples of an epoch."""
+    for loader in loaders:
+        yield from balanced_samplers(loader)
+        if isinstance(loader.dataset, BalancedView):
+            yield loader.dataset
 
 
 def _runs_ahead(loader: Any, epoch: int) -> bool:

@@ -7,7 +7,9 @@ In a script that builds its loader by ``create_loader``, such as timm's own ``tr
     refuse_mixing(args)
     view = evaluated(dataset_train, data_config)
     guard = CGDGuard(model, dataset_train, eval_dataset_view=view, cache_dir="runs/cgd").scan()
-    loader_train, train_loss_fn = protect(guard, loader_train, train_loss_fn)
+    loader_train, train_loss_fn = protect(
+        guard, loader_train, train_loss_fn, epochs=args.epochs
+    )
 """
 
 from __future__ import annotations
@@ -115,7 +117,11 @@ def evaluated(dataset: Any, data_config: Mapping[str, Any]) -> Any:
 
 
 def protect(
-    guard: CGDGuard, loader: Any, criterion: Criterion | None = None
+    guard: CGDGuard,
+    loader: Any,
+    criterion: Criterion | None = None,
+    *,
+    epochs: int | None = None,
 ) -> tuple[Any, CGDLoss]:
     """:meth:`CGDGuard.protect` for what ``create_loader`` returns, prefetcher or not.
 
@@ -125,6 +131,7 @@ def protect(
         guard: of the loader's dataset, scanned.
         loader: of ``create_loader(is_training=True)``.
         criterion: of the script. Default: cross entropy.
+        epochs: how many the script runs, as for :meth:`CGDGuard.protect`.
 
     Raises:
         TypeError: for a loader that can't be rebuilt, such as ``use_multi_epochs_loader``.
@@ -144,7 +151,7 @@ def protect(
             f"{type(criterion).__name__} isn't the loss of single samples with labels of their "
             f"own, which a guarded run needs: run train.py {cure}"
         )
-    guarded, loss = guard.protect(inner, criterion)
+    guarded, loss = guard.protect(inner, criterion, epochs=epochs)
     if inner is loader:
         return guarded, loss
     outer = copy.copy(loader)

@@ -19,7 +19,7 @@ from cgd_wrap.report.html import write_page
 from cgd_wrap.report.summary import class_rows, in_words, summarise
 from cgd_wrap.report.table import write_table
 from cgd_wrap.split import Split
-from cgd_wrap.suspects import ENOUGH, evidence_of_attack, probability_of_poison
+from cgd_wrap.suspects import Suspicion
 from cgd_wrap.verdicts import TeacherFigures
 
 
@@ -89,9 +89,8 @@ def write_report(
     thresholds |= {name: value for name, value in optional.items() if value is not None}
     if estimate is None:
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
-        evidence = evidence_of_attack(labels, *ranks, split.triggered)
-        poison = probability_of_poison(labels, *ranks, evidence > ENOUGH)
-        estimate = estimate_poison(labels, poison, (ranks[0] + ranks[1]).isfinite(), evidence)
+        suspicion = Suspicion.of(labels, *ranks, split.triggered)
+        estimate = estimate_poison(labels, suspicion, (ranks[0] + ranks[1]).isfinite())
     if poisoned is not None:
         found = detection_figures(entropy_map, split, poisoned).as_dict()
         figures = {**(figures or {}), "detection": found}

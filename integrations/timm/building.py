@@ -65,7 +65,7 @@ def build(args: argparse.Namespace, device: torch.device, folder: Path) -> Run:
     guard = None if args.cgd_off else scanned(args, model, train, names, data, device, folder)
     loader, criterion = training_loader(args, train, data, device), base_criterion(args)
     if guard is not None:
-        loader, criterion = protect(guard, loader, criterion)
+        loader, criterion = protect(guard, loader, criterion, epochs=args.epochs)
     if not len(loader):
         raise ValueError(f"not one full batch of {args.batch_size}: pass a smaller --batch-size")
     model = model.to(device)

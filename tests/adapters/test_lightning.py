@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_run import SEED, SHARDINGS, Classifier, Samples, guard_of, trainer_of
-from tiny_data import SIZE, quick_config
+from tiny_data import quick_config, reads_of
 from torch import nn
 from torch.utils.data import DataLoader
 from user_loop import train_epoch
@@ -55,6 +55,7 @@ def test_a_guarded_run_is_the_guarded_plain_loop(tmp_path):
     after = torch.get_rng_state()
 
     model, plain, _ = guarded()
+    plain.sampler.epochs = plain.sampler.epochs.in_run_of(2)
     data, criterion = plain.dataset.base, model.criterion
     optimizer = model.configure_optimizers()
     torch.set_rng_state(stream)
@@ -67,21 +68,20 @@ def test_a_guarded_run_is_the_guarded_plain_loop(tmp_path):
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_each_sample_is_drawn_as_often_as_the_index_map_says(workers):
-    config = quick_config(seed=SEED, exposure_rate=0.0, holdout_fraction=0.2)
+@pytest.mark.parametrize(("workers", "exposure_rate"), [(0, 0.0), (1, 0.0), (1, 0.5)])
+def test_each_sample_is_drawn_as_often_as_the_index_map_says(workers, exposure_rate):
+    config = quick_config(seed=SEED, exposure_rate=exposure_rate, holdout_fraction=0.2)
     module, loader, callback = guarded(config, workers=workers)
     callback.stopping = None
     trainer_of(callbacks=[callback]).fit(module, loader)
-    maps = [callback.guard.epoch_indices().of(epoch) for epoch in range(2)]
-    expected = torch.bincount(torch.cat(maps), minlength=SIZE)
+    expected = reads_of(callback.guard.epoch_indices().in_run_of(2), 2)
     assert torch.equal(loader.dataset.base.reads, expected)
     assert module.criterion.untagged_batches == 0
 
 
 def test_the_balanced_view_serves_a_loader_of_lightnings_own():
     module, data = Classifier(), Samples()
-    config = quick_config(seed=SEED, exposure_rate=0.0, holdout_fraction=0.2)
+    config = quick_config(seed=SEED, exposure_rate=0.5, holdout_fraction=0.2)
     guard = guard_of(module, data, config)
     module.criterion = guard.loss(module.criterion)
     callback = CGDCallback(guard)
@@ -89,9 +89,9 @@ def test_the_balanced_view_serves_a_loader_of_lightnings_own():
     data.reads.zero_()
     loader = DataLoader(guard.balanced_view, 16, shuffle=True)
     trainer_of(callbacks=[callback]).fit(module, loader)
-    maps = [guard.epoch_indices().of(epoch) for epoch in range(2)]
-    assert torch.equal(data.reads, torch.bincount(torch.cat(maps), minlength=SIZE))
-    assert not torch.equal(*maps)  # the callback moved the view on
+    indices = guard.epoch_indices().in_run_of(2)
+    assert torch.equal(data.reads, reads_of(indices, 2))
+    assert not torch.equal(indices.of(0), indices.of(1))  # the callback moved the view on
 
 
 def test_the_parts_of_the_loss_are_logged(tmp_path):

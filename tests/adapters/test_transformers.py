@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 from launching import call_in_two, told_without
-from tiny_data import NAMES, SIZE, as_tensor, pictures, quick_config
+from tiny_data import NAMES, SIZE, as_tensor, pictures, quick_config, reads_of
 from torch import nn
 from torch.utils.data import IterableDataset
 from torchvision.transforms import v2
@@ -108,13 +108,13 @@ def test_evaluation_and_prediction_are_untouched(tmp_path):
 # --- what the guard adds ------------------------------------------------------------------------
 
 
-def test_each_sample_is_drawn_as_often_as_the_index_map_says(tmp_path):
-    config = quick_config(exposure_rate=0.0, holdout_fraction=0.2)
+@pytest.mark.parametrize("exposure_rate", [0.0, 0.5])
+def test_each_sample_is_drawn_as_often_as_the_index_map_says(tmp_path, exposure_rate):
+    config = quick_config(exposure_rate=exposure_rate, holdout_fraction=0.2)
     trainer, callback, data = guarded(tmp_path, config, data_seed=5)
     callback.stopping = None  # it would read the held-out samples, too
     trainer.train()
-    maps = [callback.guard.epoch_indices(5).of(epoch) for epoch in range(2)]
-    expected = torch.bincount(torch.cat(maps), minlength=SIZE)
+    expected = reads_of(callback.guard.epoch_indices(5).in_run_of(2), 2)
     assert callback.guard.result.held_out.any()
     # Two more reads: the collate function was tried on the first two samples.
     assert data.read[:2] == [0, 1]

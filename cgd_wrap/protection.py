@@ -1,0 +1,67 @@
+"""What training needs of a scan: the samples of an epoch, and the loss that knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.dataset import SampleTable
+from cgd_wrap.exposure import Exposure
+from cgd_wrap.loss import CGDLoss, Criterion, clean_share
+from cgd_wrap.sampler import EpochIndices
+from cgd_wrap.scan_result import ScanResult
+
+
+@dataclass(frozen=True, eq=False)
+class Protection:
+    """A scan's outcome under one configuration.
+
+    Attributes:
+        result: of the scan.
+        labels: given labels, int64 [N].
+        config: of the training.
+    """
+
+    result: ScanResult
+    labels: Int[Tensor, "n"]
+    config: CGDConfig
+
+    @cached_property
+    def table(self) -> SampleTable:
+        """What the loss knows of each sample; every loss shares it."""
+        return self.result.table(self.labels, self.config)
+
+    @property
+    def epoch_indices(self) -> EpochIndices:
+        """Which samples an epoch holds."""
+        split = self.result.split
+        once = split.triggered | split.mixed if self.config.keep_mixed else split.triggered
+        return EpochIndices(
+            labels=self.labels,
+            clean=split.clean & ~self.result.held_out,
+            once=once,
+            seed=self.config.seed,
+            exposure=self._exposure(),
+        )
+
+    def _exposure(self) -> Exposure | None:
+        config = self.config
+        if not config.exposure_rate or not config.exposure_strength:
+            return None
+        table = self.table.tensors
+        return Exposure(
+            weight=table["triggered_weight"] * table["triggered"],
+            rate=config.exposure_rate, strength=config.exposure_strength,
+            epochs=config.exposure_epochs,
+        )  # fmt: skip
+
+    def loss(self, criterion: Criterion | None = None) -> CGDLoss:
+        """Wrap a criterion, with guidance by as much as CLIP is trusted."""
+        trust = self.result.trust if self.config.guidance_by_agreement else 1.0
+        config = self.config.replace(guidance_weight=self.config.guidance_weight * trust)
+        share = clean_share(self.table, self.epoch_indices.of(0))
+        return CGDLoss(self.table, share, config, criterion)
