@@ -56,8 +56,8 @@ class CGDConfig:
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
         doubt_labels: how probably a triggered sample's label is wrong, by this weight, or by
-            :func:`suspects.probability_of_poison` where that is higher: tell the teacher, and
-            weigh the guidance by it. Paper: no.
+            :func:`suspects.probability_of_poison`, as far as CLIP denies the label, where that is
+            higher: tell the teacher, and weigh the guidance by it. Paper: no.
         normalise_by: ``"expectation"`` divides all three sums of the loss by the number of clean
             samples that a batch holds on average: alpha and beta then say what a triggered sample
             weighs against a clean one, and the loss is linear in the samples, so that gradient
@@ -68,10 +68,12 @@ class CGDConfig:
             its corner weight, while their label stays: the trigger then says nothing of the
             label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
         exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
-        exposure_epochs: images are blended in the first so many epochs, >= 1: the last ones, at a
-            small learning rate, get back the clean accuracy that the blends cost. None: the first
-            half, where the end is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
+        exposure_epochs: the first so many epochs have ``exposure_rate``, >= 1. None: half of them,
+            where the end is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
             ``protect(..., epochs=)``; otherwise all. Paper: none.
+        late_exposure: what part of ``exposure_rate`` the later epochs have, in [0, 1]. At a small
+            learning rate they get back the clean accuracy that the blends cost; without any,
+            the network would forget what they taught. Paper: none.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The
@@ -134,6 +136,7 @@ class CGDConfig:
     exposure_rate: float = 0.7
     exposure_strength: float = 0.65
     exposure_epochs: int | None = None
+    late_exposure: float = 0.3
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
     reference_scores: bool = False
@@ -150,7 +153,7 @@ class CGDConfig:
     tolerance: float | None = None
     epochs: int = 12
     batch_size: int = 128
-    learning_rate: float = 0.05
+    learning_rate: float = 0.07
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -305,6 +308,7 @@ _CHECKS: dict[str, Check] = {
     "exposure_rate": number(0, 1),
     "exposure_strength": number(0, 1, below=True),
     "exposure_epochs": count(optional=True),
+    "late_exposure": number(0, 1),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,
     "reference_scores": _FLAG,

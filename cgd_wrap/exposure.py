@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cgd_wrap.views.images import CHANNELS, to_rgb
 
-EXPOSED_PART = 0.5  # of a training's epochs have blends, where nothing else is said
+EARLY_PART = 0.5  # of a training's epochs, where nothing else is said
 INDEX_BITS = 28  # 268 million samples
 LEVEL_BITS = 6
 LEVELS = 1 << LEVEL_BITS
@@ -38,10 +38,11 @@ class Exposure:
 
     Attributes:
         weight: how often each sample is blended into others, relative to the rest, float32 [N].
-        rate: share of the clean draws that are blended, in [0, 1].
+        rate: share of the clean draws that are blended in early epochs, in [0, 1].
         strength: largest share of the other image, in [0, 1).
-        epochs: how many have blends, the first ones; None: EXPOSED_PART of a training's, or all
-            where its end isn't known.
+        epochs: how many are early; None: EARLY_PART of a training's, or all where its end isn't
+            known.
+        late: what part of the rate the others have, in [0, 1].
 
     Raises:
         ValueError: more samples than an index has bits for.
@@ -51,6 +52,7 @@ class Exposure:
     rate: float
     strength: float
     epochs: int | None = None
+    late: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.weight) > 1 << INDEX_BITS:
@@ -59,23 +61,27 @@ class Exposure:
                 f"{len(self.weight)}: set it to 0"
             )
 
-    def is_on(self, epoch: int, run: int | None = None) -> bool:
-        """Whether an epoch, counted from 0, has blends, in a training of ``run`` epochs."""
-        if self.epochs is not None:
-            return epoch < self.epochs
-        return run is None or epoch < math.ceil(EXPOSED_PART * run)
+    def rate_in(self, epoch: int, run: int | None = None) -> float:
+        """Share of the clean draws of an epoch, counted from 0, in a training of ``run`` epochs."""
+        early = self.epochs
+        if early is None:
+            early = epoch + 1 if run is None else math.ceil(EARLY_PART * run)
+        return self.rate if epoch < early else self.late * self.rate
 
-    def over(self, indices: Int[Tensor, "m"], generator: torch.Generator) -> Int[Tensor, "m"]:
+    def over(
+        self, indices: Int[Tensor, "m"], rate: float, generator: torch.Generator
+    ) -> Int[Tensor, "m"]:
         """Clean indices -> the same, some of them packed with another index and its share.
 
         Args:
             indices: of clean samples.
+            rate: share of them, from :meth:`rate_in`.
             generator: decides which, with which other and how strongly.
         """
         others = self.weight.nonzero().squeeze(1)
         if not len(indices) or not len(others):
             return indices
-        chosen = torch.rand(len(indices), generator=generator) < self.rate
+        chosen = torch.rand(len(indices), generator=generator) < rate
         cumulated = self.weight[others].double().cumsum(0)
         place = torch.rand(len(indices), generator=generator, dtype=torch.float64) * cumulated[-1]
         other = others[torch.searchsorted(cumulated, place).clamp(max=len(others) - 1)]

@@ -350,8 +350,8 @@ class CGDGuard:
         Args:
             loader: of the dataset that this guard was made for, not yet prepared by Accelerate.
             criterion: of the user's loop. Default: cross entropy.
-            epochs: how many the loop runs: as in :meth:`fit`, the second half then has no blends
-                (see ``CGDConfig.exposure_epochs``). Default: all have.
+            epochs: how many the loop runs: as in :meth:`fit`, the second half then has fewer blends
+                (see ``CGDConfig.late_exposure``). Default: all have as many.
 
         Raises:
             TypeError: for a loader that can't be rebuilt.

@@ -56,7 +56,7 @@ class Protection:
         return Exposure(
             weight=table["triggered_weight"] * table["triggered"],
             rate=config.exposure_rate, strength=config.exposure_strength,
-            epochs=config.exposure_epochs,
+            epochs=config.exposure_epochs, late=config.late_exposure,
         )  # fmt: skip
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:

@@ -50,11 +50,12 @@ class EpochIndices:
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """:meth:`of` with the epoch's exposures packed into the indices."""
         indices = self.of(epoch)
-        if self.exposure is None or not self.exposure.is_on(epoch, self.run):
+        if self.exposure is None:
             return indices
         balanced = len(indices) - int(self.once.sum())
         generator = self._generator(epoch, stream=2)
-        clean = self.exposure.over(indices[:balanced], generator)
+        rate = self.exposure.rate_in(epoch, self.run)
+        clean = self.exposure.over(indices[:balanced], rate, generator)
         return torch.cat([clean, indices[balanced:]])
 
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
@@ -64,7 +65,7 @@ class EpochIndices:
         return packed[torch.randperm(len(packed), generator=generator)]
 
     def in_run_of(self, epochs: int | None) -> EpochIndices:
-        """The same for a training of so many epochs, which decides how many of them have blends."""
+        """The same for a training of so many epochs, which says how many blends each has."""
         return replace(self, run=epochs)
 
     def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:

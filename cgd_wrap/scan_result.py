@@ -156,8 +156,14 @@ class ScanResult:
         )
         teacher, doubt = self.teacher, None
         if config.doubt_labels:
-            doubt = torch.maximum(weight, self.poison_probability)
-            teacher = functional.doubted_teacher(teacher, labels[triggered], doubt[triggered])
+            given = labels[triggered]
+            # A clean-label attack's samples are poisoned, but their labels are right.
+            denied = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
+            doubt = weight.clone()
+            doubt[triggered] = torch.maximum(
+                weight[triggered], self.poison_probability[triggered] * denied
+            )
+            teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
         return SampleTable(
             labels=labels,
             clean=self.split.clean,

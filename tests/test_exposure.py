@@ -69,7 +69,7 @@ def test_a_plain_index_stays(index):
 
 def test_the_rate_the_strength_and_the_weights_are_kept():
     clean = torch.arange(30).repeat(400)
-    packed = exposure(rate=0.3, strength=0.25).over(clean, torch.Generator().manual_seed(0))
+    packed = exposure(strength=0.25).over(clean, 0.3, torch.Generator().manual_seed(0))
     assert plain(packed) == clean.tolist()
     draws = [unpack(value) for value in packed.tolist()]
     others = Counter(draw.other for draw in draws if isinstance(draw, Draw))
@@ -86,8 +86,8 @@ def test_the_rate_the_strength_and_the_weights_are_kept():
 def test_nothing_suspicious_exposes_nothing():
     none = Exposure(torch.zeros(SIZE), 1.0, 0.5)
     clean = torch.arange(30)
-    assert torch.equal(none.over(clean, torch.Generator()), clean)
-    assert torch.equal(exposure().over(clean[:0], torch.Generator()), clean[:0])
+    assert torch.equal(none.over(clean, 1.0, torch.Generator()), clean)
+    assert torch.equal(exposure().over(clean[:0], 1.0, torch.Generator()), clean[:0])
 
 
 def test_only_clean_draws_are_exposed_and_an_epoch_holds_the_same_samples():
@@ -96,6 +96,16 @@ def test_only_clean_draws_are_exposed_and_an_epoch_holds_the_same_samples():
     exposed = indices[packed != indices]
     assert 0 < len(exposed) < 30
     assert int(exposed.max()) < 30
+
+
+@pytest.mark.parametrize(
+    ("early", "run", "rates"),
+    [(None, None, [0.8] * 5), (None, 5, [0.8] * 3 + [0.2] * 2), (2, 5, [0.8] * 2 + [0.2] * 3),
+     (9, 5, [0.8] * 5)],
+)  # fmt: skip
+def test_later_epochs_have_fewer_exposures(early, run, rates):
+    some = Exposure(torch.ones(SIZE), 0.8, 0.5, epochs=early, late=0.25)
+    assert [some.rate_in(epoch, run) for epoch in range(5)] == pytest.approx(rates)
 
 
 def test_the_last_epochs_can_be_without():

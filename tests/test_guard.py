@@ -157,9 +157,10 @@ class Counted(Items):
 @pytest.mark.parametrize(
     ("changes", "exposed"), [({}, 2), ({"exposure_epochs": 3}, 3), ({"exposure_rate": 0.0}, 0)]
 )
-def test_the_last_epochs_of_fit_are_without_exposures(changes, exposed):
+def test_the_last_epochs_of_fit_can_be_without_exposures(changes, exposed):
     dataset, reads = Counted(tensors()), []
-    guard = guard_of(dataset, config=quick_config(holdout_fraction=0.0)).scan()
+    config = quick_config(holdout_fraction=0.0, late_exposure=0.0)
+    guard = guard_of(dataset, config=config).scan()
     each = len(guard.epoch_indices())
 
     def count(*_) -> None:
@@ -172,9 +173,10 @@ def test_the_last_epochs_of_fit_are_without_exposures(changes, exposed):
 
 
 @pytest.mark.parametrize(("epochs", "exposed"), [(None, 3), (4, 2), (3, 2)])
-def test_a_loop_that_says_how_long_it_is_has_no_exposures_in_the_second_half(epochs, exposed):
+def test_a_loop_that_says_how_long_it_is_has_its_exposures_in_the_first_half(epochs, exposed):
     dataset = Counted(tensors())
-    guard = guard_of(dataset, config=quick_config(holdout_fraction=0.0)).scan()
+    config = quick_config(holdout_fraction=0.0, late_exposure=0.0)
+    guard = guard_of(dataset, config=config).scan()
     loader, _ = guard.protect(DataLoader(dataset, batch_size=8), epochs=epochs)
     reads = []
     for _ in range(3):
@@ -195,22 +197,26 @@ def test_fit_honours_changes_of_what_the_table_is_made_with(guard, monkeypatch):
     assert bool((steep < gentle).any())
 
 
-def test_guidance_doubts_a_label_by_its_probability_of_being_poisoned_where_that_is_more(guard):
-    result, config = guard.result, guard.config.replace(corner_power=8.0)
-    probability = torch.rand(SIZE, generator=torch.Generator().manual_seed(0))
-    honest, suspected = (
-        replace(result, poison_probability=each).table(guard.targets, config).tensors
-        for each in (torch.zeros(SIZE), probability)
-    )
-    corner = honest["triggered_weight"]
-    assert torch.equal(honest["guidance_weight"], corner)
-    assert torch.equal(suspected["guidance_weight"], torch.maximum(corner, probability))
-    assert torch.equal(suspected["triggered_weight"], corner)
-    assert bool((probability > corner)[MISLABELLED].any())
-    row = suspected["teacher_row"][
-        (probability > corner) & result.split.triggered & (guard.targets == 0)
+def test_guidance_doubts_a_label_that_clip_denies_by_its_probability_of_being_poisoned(guard):
+    triggered, config = guard.split.triggered, guard.config.replace(corner_power=8.0)
+    given, rows = guard.targets[triggered], torch.arange(int(triggered.sum()))
+    denied = rows % 2 == 0
+    teacher = torch.zeros(len(rows), 3)
+    teacher[rows, given] = torch.where(denied, -20.0, 20.0)
+    tables = [
+        replace(guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), chance))
+        .table(guard.targets, config)
+        .tensors
+        for chance in (0.0, 0.9)
     ]
-    assert bool((suspected["teacher"][row, 0] < honest["teacher"][row, 0]).all())
+    corner, weight = (table["guidance_weight"][triggered] for table in tables)
+    assert torch.equal(corner, tables[0]["triggered_weight"][triggered])
+    assert torch.equal(tables[0]["triggered_weight"], tables[1]["triggered_weight"])
+    assert bool((corner[denied] < 0.9).any())
+    torch.testing.assert_close(weight[denied], corner[denied].clamp(min=0.9))
+    torch.testing.assert_close(weight[~denied], corner[~denied])
+    belief = (tables[1]["teacher"] - tables[0]["teacher"])[rows, given]
+    assert torch.equal(belief < 0, denied & (corner < 0.9))
 
 
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):
