@@ -64,7 +64,11 @@ def estimate_poison(
         suspicion: of the same samples.
         readable: False for samples that don't count.
     """
-    evidence, probability = suspicion.evidence, suspicion.probability
+    evidence, probability, suspected = (
+        suspicion.evidence,
+        suspicion.probability,
+        suspicion.suspected,
+    )
     found = [
         SuspectedClass(
             label=label,
@@ -72,7 +76,7 @@ def estimate_poison(
             poisoned=float(probability[(labels == label) & readable].mean()),
         )
         for label in evidence.argsort(descending=True).tolist()
-        if suspicion.suspected[label]
+        if suspected[label]
     ]
     rate = float(probability[readable].mean()) if bool(readable.any()) else 0.0
     return PoisonEstimate(rate, tuple(found))

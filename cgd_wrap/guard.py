@@ -508,10 +508,8 @@ class CGDGuard:
         clip, suspicious = (
             torch.cat([values for _, values, _ in stored.units()]) for stored in self.logits
         )
-        epochs = self.epoch_indices()
-        clean = balanced_indices(
-            self.targets, self.split.clean, generator=torch.Generator().manual_seed(epochs.seed)
-        )
+        generator = torch.Generator().manual_seed(self.config.seed)
+        clean = balanced_indices(self.targets, self.split.clean, generator=generator)
         return {
             "clean_indices": write_clean_indices(folder / "clean_indices.json", clean.tolist()),
             "entropy_score": write_entropy_score(

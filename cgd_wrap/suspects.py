@@ -38,13 +38,16 @@ class Suspicion:
 
     Attributes:
         evidence: of :func:`evidence_of_attack`, by class, up to the largest label.
-        suspected: classes with more than ENOUGH of it.
         probability: of being poisoned, by sample; see :func:`probability_of_poison`.
     """
 
     evidence: Float[Tensor, "classes"]
-    suspected: Bool[Tensor, "classes"]
     probability: Float[Tensor, "n"]
+
+    @property
+    def suspected(self) -> Bool[Tensor, "classes"]:
+        """Classes with more than ENOUGH evidence."""
+        return self.evidence > ENOUGH
 
     @classmethod
     def of(
@@ -56,12 +59,8 @@ class Suspicion:
     ) -> Suspicion:
         """The arguments are those of :func:`evidence_of_attack`."""
         evidence = evidence_of_attack(labels, clip_rank, suspicious_rank, triggered)
-        suspected = evidence > ENOUGH
-        return cls(
-            evidence,
-            suspected,
-            probability_of_poison(labels, clip_rank, suspicious_rank, suspected),
-        )
+        ranks = clip_rank, suspicious_rank
+        return cls(evidence, probability_of_poison(labels, *ranks, evidence > ENOUGH))
 
 
 def evidence_of_attack(

@@ -53,15 +53,15 @@ def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:
     """``given``: the ranks, and the suspected classes."""
     *ranks, suspected = given
-    suspicion = Suspicion(suspected.double(), suspected, probability_of_poison(labels, *given))
+    evidence = 2 * ENOUGH * suspected
+    suspicion = Suspicion(evidence, probability_of_poison(labels, *given))
     return revised(before, labels, *ranks, suspicion, **cuts)
 
 
 def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:
     """``given``: the ranks, and the evidence."""
     *ranks, evidence = given
-    suspected = evidence > ENOUGH
-    suspicion = Suspicion(evidence, suspected, probability_of_poison(labels, *ranks, suspected))
+    suspicion = Suspicion(evidence, probability_of_poison(labels, *ranks, evidence > ENOUGH))
     return estimate_poison(labels, suspicion, sum(ranks).isfinite())
 
 
