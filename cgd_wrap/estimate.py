@@ -64,11 +64,8 @@ def estimate_poison(
         suspicion: of the same samples.
         readable: False for samples that don't count.
     """
-    evidence, probability, suspected = (
-        suspicion.evidence,
-        suspicion.probability,
-        suspicion.suspected,
-    )
+    evidence, probability = suspicion.evidence, suspicion.probability
+    suspected = suspicion.suspected
     found = [
         SuspectedClass(
             label=label,
