@@ -97,14 +97,20 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def batch_loss(
-    model: open_clip.CLIP, images: Tensor, texts: Tensor, positive: Tensor, classes: int
+    model: open_clip.CLIP,
+    images: Tensor,
+    texts: Tensor,
+    positive: Tensor,
+    classes: int,
+    *,
+    bf16: bool = True,
 ) -> Tensor:
     """Class sentences count fully; the images' own captions, where there are any, count half.
 
     The first `classes` texts are class sentences, the rest captions; `positive` is [B, texts].
     """
     images = F.interpolate(images, size=model.visual.image_size, mode="bicubic", antialias=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         seen = model.encode_image(images.to(memory_format=torch.channels_last), normalize=True)
         said = model.encode_text(texts, normalize=True)
     logits = model.logit_scale.exp() * seen.float() @ said.float().T
@@ -140,7 +146,7 @@ def train(model: open_clip.CLIP, data: Pictures, options: argparse.Namespace) ->
                 own = captions[index]
                 texts = torch.cat([texts, own])
                 positive = torch.cat([positive, (own[:, None] == own).all(-1)], dim=1)
-            loss = batch_loss(model, images, texts, positive, len(numbers))
+            loss = batch_loss(model, images, texts, positive, len(numbers), bf16=not options.fp32)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -208,6 +214,7 @@ def parse() -> argparse.Namespace:
     add("--corrupt", type=float, default=0.2, help="share of the images that are disturbed")
     add("--poison", metavar="ATTACK:SHARE", help="backdoor it: see cgd_wrap.attacks")
     add("--seed", type=int, default=0)
+    add("--fp32", action="store_true", help="not in bfloat16: faster on a CPU that hasn't got it")
     add("--half", action="store_true", help="write float16 weights")
     return parser.parse_args()
 
