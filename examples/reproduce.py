@@ -44,9 +44,10 @@ GUARDED = {
     "paper": CGDConfig.paper(tolerance=None),
     "default": CGDConfig(),
 }
-# What one would try instead: train on the clean split of the default preset, from the victim or
-# from scratch; or retrain without what two older detectors find.
-METHODS = ("none", *GUARDED, "fine-tune", "scratch", "spectral", "activation")
+# These repair the victim. "from-scratch" trains a fresh network under the default, for as long as
+# the victim. The others are what one would try instead: train on the clean split of the default,
+# from the victim or from scratch; or retrain without what two older detectors find.
+METHODS = ("none", *GUARDED, "from-scratch", "fine-tune", "scratch", "spectral", "activation")
 
 
 @dataclass
@@ -117,6 +118,12 @@ class Bench:
             found = {"removed": int((~kept).sum()), "poison_removed": share(~kept, poisoned)}
             return self.retrained(data, kept), found
         config = GUARDED.get(method, GUARDED["default"]).replace(seed=experiment.seed)
+        if method == "from-scratch":
+            recipe, victim = experiment.recipe, experiment.network()
+            config = config.replace(
+                epochs=recipe.epochs, batch_size=recipe.batch_size,
+                learning_rate=recipe.max_rate, weight_decay=recipe.weight_decay,
+            )  # fmt: skip
         started = time.perf_counter()
         scans = self.folder / "scans" / f"{name}-{'paper' if method == 'paper' else 'default'}"
         guard = experiment.guard(attack, victim, config, cache_dir=scans)

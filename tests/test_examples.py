@@ -135,11 +135,11 @@ def test_a_table_is_reproduced_and_goes_on_where_it_stopped(tmp_path):
     assert sum(runs[3]["split"].values()) == 300
     assert "| badnets | 0.2 | default | 1 |" in printed
 
-    run("reproduce", options.replace("none default", "none default fine-tune"), tmp_path)
+    run("reproduce", f"{options} fine-tune from-scratch", tmp_path)
     again = log.read_text().splitlines()
     assert [json.loads(line) for line in again[:4]] == runs
-    assert {json.loads(line)["preset"] for line in again[4:]} == {"fine-tune"}
-    assert len(again) == 6
+    more = [(found["attack"], found["preset"]) for found in map(json.loads, again[4:])]
+    assert more == [(a, m) for a in ("badnets", "clean") for m in ("fine-tune", "from-scratch")]
 
     adaptive = options.replace("badnets clean", "badnets").replace("none default", "none")
     printed = run("reproduce", f"{adaptive} --poison where-clip-errs", tmp_path)
