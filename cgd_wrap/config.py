@@ -22,14 +22,20 @@ from cgd_wrap.reference_settings import (
 
 logger = logging.getLogger(__name__)
 
+# What suits a model that is repaired, and one that is trained from scratch: there is nothing to
+# unlearn then, and much of either would keep it from learning at all (examples/results/demo.md).
+REPAIRED = {"guidance_weight": 4.0, "unlearning_weight": 0.2, "early_exposure": 1.0}
+FROM_SCRATCH = {"guidance_weight": 1.0, "unlearning_weight": 0.05, "early_exposure": 0.0}
+
 
 @dataclass(frozen=True)
 class CGDConfig:
     """Settings of the scan, the split, the loss and :meth:`CGDGuard.fit`.
 
-    The defaults are the best that we measured for repairing a trained model
-    (``examples/results``); :meth:`from_scratch` suits untrained ones, and :meth:`paper` holds the
-    reference code's numbers. Where no other source is named, a default is ours.
+    The defaults are the best that we measured (``examples/results``); three of them, None, depend
+    on whether the model is trained, and so to be repaired, or not: see :meth:`decided`.
+    :meth:`paper` holds the reference code's numbers. Where no other source is named, a default is
+    ours.
 
     Attributes:
         sigma_clean: sigma_1, share of the ranks that a clean sample keeps away from, in [0, 1).
@@ -47,10 +53,12 @@ class CGDConfig:
             Paper: None.
         poison_cut: probability of being poisoned above which clean samples of the classes that an
             attack seems to aim at are mixed. In [0, 1], or None. Paper: None.
-        guidance_weight: alpha, weight of the KL towards CLIP, >= 0. Paper: 5e-4.
+        guidance_weight: alpha, weight of the KL towards CLIP, >= 0. None: 4 for a trained model, 1
+            for an untrained one. Paper: 5e-4.
         guidance_by_agreement: multiply alpha by :attr:`ScanResult.trust`, so that a CLIP that knows
             the classes badly finds poison but teaches little. Paper: no.
-        unlearning_weight: beta, weight of the negative cross entropy, >= 0. Paper: 0.025.
+        unlearning_weight: beta, weight of the negative cross entropy, >= 0. None: 0.2 for a trained
+            model, 0.05 for an untrained one. Paper: 0.025.
         temperature: T of the guidance, > 0. Paper: 3.
         epsilon: keeps the unlearning bounded, in (0, 1). Reference code: 1e-6.
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
@@ -68,9 +76,12 @@ class CGDConfig:
             its corner weight, while their label stays: the trigger then says nothing of the
             label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
         exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
-        exposure_epochs: the first so many epochs have ``exposure_rate``, >= 1. None: half of them,
-            where the end is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
+        exposure_epochs: the first so many epochs are early, >= 1. None: half of them, where the end
+            is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
             ``protect(..., epochs=)``; otherwise all. Paper: none.
+        early_exposure: what part of ``exposure_rate`` the early epochs have, in [0, 1]. None: all
+            of it for a trained model, none for an untrained one, which blends can keep from ever
+            learning. Paper: none.
         late_exposure: what part of ``exposure_rate`` the later epochs have, in [0, 1]. At a small
             learning rate they get back the clean accuracy that the blends cost; without any,
             the network would forget what they taught. Paper: none.
@@ -125,9 +136,9 @@ class CGDConfig:
     sigma_slow: float | None = 0.3
     corner_cut: float | None = 0.3
     poison_cut: float | None = 0.3
-    guidance_weight: float = 4.0
+    guidance_weight: float | None = None
     guidance_by_agreement: bool = True
-    unlearning_weight: float = 0.2
+    unlearning_weight: float | None = None
     temperature: float = 1.0
     epsilon: float = 1e-6
     corner_power: float = 4.0
@@ -136,6 +147,7 @@ class CGDConfig:
     exposure_rate: float = 0.7
     exposure_strength: float = 0.65
     exposure_epochs: int | None = None
+    early_exposure: float | None = None
     late_exposure: float = 0.3
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
@@ -202,6 +214,7 @@ class CGDConfig:
             "doubt_labels": False,
             "normalise_by": "batch",
             "exposure_rate": 0.0,
+            "early_exposure": 1.0,
             "scaled_clip_logits": False,
             "reference_scores": True,
             "suspicious_epochs": 5,
@@ -221,12 +234,22 @@ class CGDConfig:
 
     @classmethod
     def from_scratch(cls, **changes: Any) -> CGDConfig:
-        """For a loop that starts from random weights: the default is made for repairing.
+        """What the default is for an untrained model, whatever the model."""
+        return cls(**(FROM_SCRATCH | changes))
 
-        A network that never learns the backdoor need not unlearn it, and both the unlearning and
-        the exposure cost a short training some of its accuracy.
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether :meth:`decided` has anything to decide."""
+        return any(getattr(self, name) is None for name in REPAIRED)
+
+    def decided(self, *, trained: bool) -> CGDConfig:
+        """The same, with a number for each that depends on the model.
+
+        Args:
+            trained: the model knows the classes, and is repaired.
         """
-        return cls(**({"unlearning_weight": 0.05, "exposure_rate": 0.0} | changes))
+        numbers = REPAIRED if trained else FROM_SCRATCH
+        return self.replace(**{n: v for n, v in numbers.items() if getattr(self, n) is None})
 
     def replace(self, **changes: Any) -> CGDConfig:
         """A copy with some fields changed, validated anew."""
@@ -297,8 +320,8 @@ _CHECKS: dict[str, Check] = {
     "sigma_slow": number(0, 1, optional=True),
     "corner_cut": number(0, 1, optional=True),
     "poison_cut": number(0, 1, optional=True),
-    "guidance_weight": _AT_LEAST_0,
-    "unlearning_weight": _AT_LEAST_0,
+    "guidance_weight": number(0, float("inf"), below=True, optional=True),
+    "unlearning_weight": number(0, float("inf"), below=True, optional=True),
     "temperature": _POSITIVE,
     "epsilon": number(0, 1, above=True, below=True),
     "corner_power": _AT_LEAST_0,
@@ -308,6 +331,7 @@ _CHECKS: dict[str, Check] = {
     "exposure_rate": number(0, 1),
     "exposure_strength": number(0, 1, below=True),
     "exposure_epochs": count(optional=True),
+    "early_exposure": number(0, 1, optional=True),
     "late_exposure": number(0, 1),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,

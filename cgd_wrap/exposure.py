@@ -38,10 +38,11 @@ class Exposure:
 
     Attributes:
         weight: how often each sample is blended into others, relative to the rest, float32 [N].
-        rate: share of the clean draws that are blended in early epochs, in [0, 1].
+        rate: share of the clean draws that are blended, in [0, 1].
         strength: largest share of the other image, in [0, 1).
         epochs: how many are early; None: EARLY_PART of a training's, or all where its end isn't
             known.
+        early: what part of the rate early epochs have, in [0, 1].
         late: what part of the rate the others have, in [0, 1].
 
     Raises:
@@ -52,6 +53,7 @@ class Exposure:
     rate: float
     strength: float
     epochs: int | None = None
+    early: float = 1.0
     late: float = 0.0
 
     def __post_init__(self) -> None:
@@ -63,10 +65,10 @@ class Exposure:
 
     def rate_in(self, epoch: int, run: int | None = None) -> float:
         """Share of the clean draws of an epoch, counted from 0, in a training of ``run`` epochs."""
-        early = self.epochs
-        if early is None:
-            early = epoch + 1 if run is None else math.ceil(EARLY_PART * run)
-        return self.rate if epoch < early else self.late * self.rate
+        count = self.epochs
+        if count is None:
+            count = epoch + 1 if run is None else math.ceil(EARLY_PART * run)
+        return self.rate * (self.early if epoch < count else self.late)
 
     def over(
         self, indices: Int[Tensor, "m"], rate: float, generator: torch.Generator

@@ -33,6 +33,7 @@ from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
 from cgd_wrap.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.scan_result import ScanResult
+from cgd_wrap.skill import LEAST_SKILL, skill_on
 from cgd_wrap.split import Split
 from cgd_wrap.stopping import CleanAccuracyStopping
 from cgd_wrap.suspicious import load_checkpoint
@@ -76,7 +77,9 @@ class CGDGuard:
             what its ``preprocess`` (PIL image -> tensor), if it has one, makes of the images. A
             list of several: a label's score is that of the CLIP that contradicts it most, which
             also teaches. One that is backdoored can't vouch for poison alone then.
-        config: every number of the defence. Default: the best that we measured.
+        config: every number of the defence. Default: the best that we measured, for a model that
+            is repaired or one that is trained from scratch: which of these it is, its accuracy on
+            clean samples says when training is prepared.
         accelerator: gives device, precision and processes. Default: torch.distributed's process
             group if there is one, otherwise a single process on a GPU if there is one.
         cache_dir: where the scan is kept; a scan that was interrupted goes on from there.
@@ -135,6 +138,7 @@ class CGDGuard:
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
         self._kept: Protection | None = None
+        self._trained: bool | None = None
         self._logits: tuple[StoredLogits, StoredLogits] | None = None
         self._view: BalancedView | None = None
         self._temporary_cache: weakref.finalize[Any, Any] | None = None  # removes it when called
@@ -202,7 +206,7 @@ class CGDGuard:
             self.targets, result.split.clean, self.class_names,
             allow_missing=self.config.allow_missing_classes,
         )  # fmt: skip
-        self._result, self._view = result, None
+        self._result, self._view, self._trained = result, None, None
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
         if self.config.guidance_by_agreement and result.trust < 1:
@@ -323,10 +327,31 @@ class CGDGuard:
 
     def _protection(self, config: CGDConfig) -> Protection:
         """The last one again, where nothing has changed: hosts ask for its parts one by one."""
+        if config.depends_on_model:
+            config = config.decided(trained=self._is_trained())
         kept, result = self._kept, self.result
         if kept is None or kept.result is not result or kept.config != config:
             kept = self._kept = Protection(result, self.targets, config)
         return kept
+
+    def _is_trained(self) -> bool:
+        """Whether the model knew the classes when training was first prepared after the scan."""
+        if self._trained is None:
+            raw, view = self.raw_view(), self.evaluated_view()
+            model = unwrapped(self.model)
+            channels, *size = checks.input_shape(*view, raw, model)
+            found = skill_on(
+                model, EvaluatedImages(*view), ModelInputs(raw, (size[0], size[1]), channels),
+                self.targets, self.split.clean,
+                seed=self.config.seed, num_workers=self.num_workers,
+            )  # fmt: skip
+            self._trained = found >= LEAST_SKILL
+            logger.info(
+                "The model's balanced accuracy on clean samples is %.0f%% of the way from chance "
+                "to perfect: it is %s.",
+                100 * max(0.0, found), "repaired" if self._trained else "trained from scratch",
+            )  # fmt: skip
+        return self._trained
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
         """Yields balanced clean samples and every triggered one, as indices into the dataset."""

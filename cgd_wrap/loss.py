@@ -41,7 +41,7 @@ class CGDLoss(nn.Module):
         table: what is known of each sample.
         share: what part of the stream that is trained on is a clean sample of each class, as
             :func:`clean_share` says; what ``normalise_by="expectation"`` expects.
-        config: weights and temperature of the loss.
+        config: weights and temperature of the loss; weights of None are those for a trained model.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
             Default: cross entropy.
@@ -59,7 +59,7 @@ class CGDLoss(nn.Module):
         criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
-        self.table, self.share, self.config = table, share, config
+        self.table, self.share, self.config = table, share, config.decided(trained=True)
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
         self._prefix = ""
         self.register_state_dict_post_hook(_as_the_criterions)
@@ -111,9 +111,12 @@ class CGDLoss(nn.Module):
             pull = table["guidance_weight"][index] * triggered
             push = table["triggered_weight"][index] * triggered
             by_class = class_weight(self.criterion, outputs)
+            alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
+            assert alpha is not None
+            assert beta is not None
             terms = cgd_loss_terms(
                 outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
-                alpha=self.config.guidance_weight, beta=self.config.unlearning_weight,
+                alpha=alpha, beta=beta,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
                 triggered_weight=push, guidance_weight=pull,
                 clean_nll=self._per_sample(outputs, labels),

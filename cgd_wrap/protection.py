@@ -23,7 +23,7 @@ class Protection:
     Attributes:
         result: of the scan.
         labels: given labels, int64 [N].
-        config: of the training.
+        config: of the training, with what depends on the model decided.
     """
 
     result: ScanResult
@@ -52,16 +52,18 @@ class Protection:
         config = self.config
         if not config.exposure_rate or not config.exposure_strength:
             return None
+        assert config.early_exposure is not None
         table = self.table.tensors
         return Exposure(
             weight=table["triggered_weight"] * table["triggered"],
             rate=config.exposure_rate, strength=config.exposure_strength,
-            epochs=config.exposure_epochs, late=config.late_exposure,
+            epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
         )  # fmt: skip
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
         """Wrap a criterion, with guidance by as much as CLIP is trusted."""
         trust = self.result.trust if self.config.guidance_by_agreement else 1.0
+        assert self.config.guidance_weight is not None
         config = self.config.replace(guidance_weight=self.config.guidance_weight * trust)
         share = clean_share(self.table, self.epoch_indices.of(0))
         return CGDLoss(self.table, share, config, criterion)

@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap import CGDGuard
 from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -45,8 +45,7 @@ def main() -> None:
     loader = DataLoader(train_set, batch, shuffle=True, drop_last=True)
     criterion = nn.CrossEntropyLoss()
     if not options.unguarded:
-        config = CGDConfig.from_scratch()  # +
-        guard = CGDGuard(model, train_set, clip=CLIP, config=config, accelerator=accelerator)  # +
+        guard = CGDGuard(model, train_set, clip=CLIP, accelerator=accelerator)  # +
         loader, criterion = guard.scan().protect(loader, criterion, epochs=options.epochs)  # +
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap import CGDGuard
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.metrics import evaluate_backdoor
@@ -65,7 +65,7 @@ def main() -> None:
     )  # fmt: skip
     trainer = Trainer(model, settings, train_dataset=train_set, eval_dataset=test_set)
     if not options.unguarded:
-        guard = CGDGuard(model, train_set, clip=CLIP, config=CGDConfig.from_scratch()).scan()  # +
+        guard = CGDGuard(model, train_set, clip=CLIP).scan()  # +
         guard.attach(trainer)  # +
     trainer.train()
 

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap import CGDGuard
 from cgd_wrap.adapters.lightning import CGDCallback
 from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED, to_tensor
@@ -66,7 +66,7 @@ def main() -> None:
     module = Classifier(len(test.classes), steps=options.epochs * len(train_loader))
     callbacks = []
     if not options.unguarded:
-        guard = CGDGuard(module, train_set, clip=CLIP, config=CGDConfig.from_scratch()).scan()  # +
+        guard = CGDGuard(module, train_set, clip=CLIP).scan()  # +
         train_loader, module.criterion = guard.protect(train_loader, module.criterion)  # +
         callbacks.append(CGDCallback(guard))  # +
     trainer = Trainer(

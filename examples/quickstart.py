@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap import CGDGuard
 from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -26,19 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=int, default=4000, help="training images")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--attack", choices=ATTACKS, default="badnets")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--unguarded", action="store_true")
     options = parser.parse_args()
 
-    torch.manual_seed(0)
-    attack = ATTACKS["badnets"]
+    torch.manual_seed(options.seed)
+    attack = ATTACKS[options.attack]
     train_set = attack.poison(ShapesDataset(options.size, TRAIN_SEED), to_tensor)
     model = small_resnet(len(train_set.classes), (8, 16, 32, 64))
     train_loader = DataLoader(train_set, batch_size=64, shuffle=True, drop_last=True)
     criterion = nn.CrossEntropyLoss()
     if not options.unguarded:
-        config = CGDConfig.from_scratch()  # +
-        guard = CGDGuard(model, train_set, clip=CLIP, config=config).scan()  # +
-        train_loader, criterion = guard.protect(train_loader, criterion)  # +
+        guard = CGDGuard(model, train_set, clip=CLIP).scan()  # +
+        train_loader, criterion = guard.protect(train_loader, criterion, epochs=options.epochs)  # +
         print("split:", guard.split.counts())
 
     steps = options.epochs * len(train_loader)
@@ -58,7 +59,8 @@ def main() -> None:
     triggered = attack.triggered(ShapesDataset(options.size // 3, TEST_SEED), to_tensor)
     figures = evaluate_backdoor(model, test_set, triggered, attack.target)
     print(f"clean accuracy {figures.clean_accuracy:.1%}, ", end="")
-    print(f"attack success rate {figures.attack_success_rate:.1%}")
+    print(f"attack success rate {figures.attack_success_rate:.1%}, ", end="")
+    print(f"robust accuracy {figures.robust_accuracy:.1%}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
-from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap import CGDGuard
 from cgd_wrap.adapters.timm import evaluated, protect
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -49,9 +49,8 @@ def main() -> None:
     )  # fmt: skip
     loss_fn = LabelSmoothingCrossEntropy(0.1)
     if not options.unguarded:
-        config = CGDConfig.from_scratch()  # +
         view = evaluated(dataset, data)  # +
-        guard = CGDGuard(model, dataset, clip=CLIP, config=config, eval_dataset_view=view)  # +
+        guard = CGDGuard(model, dataset, clip=CLIP, eval_dataset_view=view)  # +
         loader, loss_fn = protect(guard.scan(), loader, loss_fn, epochs=options.epochs)  # +
 
     optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-3, weight_decay=0.05)

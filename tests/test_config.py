@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from cgd_wrap import CGDConfig
+from cgd_wrap.config import REPAIRED
 
 REFERENCE_YAML = """
 alpha: 5e-4
@@ -153,8 +154,24 @@ def test_a_file_without_settings_is_refused(text, yaml_file):
         CGDConfig.from_yaml(yaml_file(text))
 
 
-def test_from_scratch_is_the_default_but_for_what_repairs():
-    scratch, default = CGDConfig.from_scratch(epochs=3).as_dict(), CGDConfig().as_dict()
-    changed = {name for name, value in scratch.items() if value != default[name]}
-    assert changed == {"unlearning_weight", "exposure_rate", "epochs"}
-    assert scratch["unlearning_weight"] < default["unlearning_weight"]
+def test_from_scratch_is_what_the_default_is_for_an_untrained_model():
+    scratch, default = CGDConfig.from_scratch(epochs=3), CGDConfig(epochs=3)
+    assert default.depends_on_model
+    assert not scratch.depends_on_model
+    assert scratch.decided(trained=True) == scratch == default.decided(trained=False)
+    repaired = default.decided(trained=True)
+    assert repaired.unlearning_weight > scratch.unlearning_weight
+    assert repaired.early_exposure > scratch.early_exposure == 0
+    assert scratch.replace(**dict.fromkeys(REPAIRED)) == default
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_given_number_counts_whatever_the_model(name):
+    config = CGDConfig(**{name: 0.5})
+    assert config.depends_on_model
+    for trained in (True, False):
+        assert getattr(config.decided(trained=trained), name) == 0.5
+
+
+def test_the_paper_does_not_ask_what_the_model_knows():
+    assert not CGDConfig.paper().depends_on_model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
+from cgd_wrap.config import REPAIRED
 from cgd_wrap.dataset import SampleTable
 from cgd_wrap.exposure import Draw, unpack
 from cgd_wrap.sampler import EpochIndices
@@ -87,8 +88,11 @@ def tiny_net(seed: int = 0, classes: int = 3) -> nn.Sequential:
 
 
 def quick_config(**changes: Any) -> CGDConfig:
-    """The default numbers, in batches that suit so little data."""
-    quick = {"suspicious_batch_size": 20, "batch_size": 32, "epochs": 2, "holdout_fraction": 0.1}
+    """The numbers for a trained model, in batches that suit so little data."""
+    quick = {
+        "suspicious_batch_size": 20, "batch_size": 32, "epochs": 2, "holdout_fraction": 0.1,
+        **REPAIRED,
+    }  # fmt: skip
     return CGDConfig(**(quick | changes))
 
 
