@@ -82,9 +82,9 @@ class CGDConfig:
         early_exposure: what part of ``exposure_rate`` the early epochs have, in [0, 1]. None: all
             of it for a trained model, none for an untrained one, which blends can keep from ever
             learning. Paper: none.
-        late_exposure: what part of ``exposure_rate`` the later epochs have, in [0, 1]. At a small
-            learning rate they get back the clean accuracy that the blends cost; without any,
-            the network would forget what they taught. Paper: none.
+        late_exposure: what part of ``exposure_rate`` the later epochs have, in [0, 1]. In a repair,
+            at a small learning rate, they get back the clean accuracy that the blends cost; without
+            any, the network would forget what they taught. Paper: none.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The

@@ -33,7 +33,7 @@ from cgd_wrap.randomness import kept_rng
 from cgd_wrap.runtime import Runtime
 from cgd_wrap.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.scan_result import ScanResult
-from cgd_wrap.skill import LEAST_SKILL, skill_on
+from cgd_wrap.skill import skill_on
 from cgd_wrap.split import Split
 from cgd_wrap.stopping import CleanAccuracyStopping
 from cgd_wrap.suspicious import load_checkpoint
@@ -79,7 +79,7 @@ class CGDGuard:
             also teaches. One that is backdoored can't vouch for poison alone then.
         config: every number of the defence. Default: the best that we measured, for a model that
             is repaired or one that is trained from scratch: which of these it is, its accuracy on
-            clean samples says when training is prepared.
+            clean samples says, in :meth:`scan`.
         accelerator: gives device, precision and processes. Default: torch.distributed's process
             group if there is one, otherwise a single process on a GPU if there is one.
         cache_dir: where the scan is kept; a scan that was interrupted goes on from there.
@@ -138,7 +138,6 @@ class CGDGuard:
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
         self._kept: Protection | None = None
-        self._trained: bool | None = None
         self._logits: tuple[StoredLogits, StoredLogits] | None = None
         self._view: BalancedView | None = None
         self._temporary_cache: weakref.finalize[Any, Any] | None = None  # removes it when called
@@ -194,6 +193,8 @@ class CGDGuard:
         result = ScanResult.of(
             clip, suspect, self.targets, self.config, self.class_names, names_of(self.clip)
         )
+        if self.config.depends_on_model:
+            result = replace(result, model_skill=self._skill(result.split, raw, shape, runtime))
         for warning in result.warnings if runtime.is_main else ():
             logger.warning("%s", warning)
         runtime.barrier()  # the main process may take a temporary cache away from here on
@@ -201,14 +202,33 @@ class CGDGuard:
         self._adopt(result)
         return self
 
+    def _skill(
+        self, split: Split, raw: RawImages, shape: tuple[int, int, int], runtime: Runtime
+    ) -> float:
+        """How well the model knows the classes; the main process', as only it may be loaded."""
+        found = 0.0
+        if runtime.is_main:
+            found = skill_on(
+                unwrapped(self.model), EvaluatedImages(*self.evaluated_view()),
+                lambda: ModelInputs(raw, shape[1:], shape[0]), shape, self.targets, split.clean,
+                runtime, seed=self.config.seed, progress=self.progress,
+            )  # fmt: skip
+        return float(runtime.share(repr(found)))
+
     def _adopt(self, result: ScanResult) -> None:
         checks.check_clean_classes(
             self.targets, result.split.clean, self.class_names,
             allow_missing=self.config.allow_missing_classes,
         )  # fmt: skip
-        self._result, self._view, self._trained = result, None, None
+        self._result, self._view = result, None
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
+        if result.model_skill is not None:
+            logger.info(
+                "On clean samples the model is %.0f%% of the way from chance to perfect: it is %s.",
+                100 * max(0.0, result.model_skill),
+                "repaired" if result.trained else "trained from scratch",
+            )  # fmt: skip
         if self.config.guidance_by_agreement and result.trust < 1:
             logger.info(
                 "CLIP agrees with %.0f%% of the labels only: its guidance counts %.0f%%.",
@@ -327,31 +347,11 @@ class CGDGuard:
 
     def _protection(self, config: CGDConfig) -> Protection:
         """The last one again, where nothing has changed: hosts ask for its parts one by one."""
-        if config.depends_on_model:
-            config = config.decided(trained=self._is_trained())
         kept, result = self._kept, self.result
+        config = config.decided(trained=result.trained)
         if kept is None or kept.result is not result or kept.config != config:
             kept = self._kept = Protection(result, self.targets, config)
         return kept
-
-    def _is_trained(self) -> bool:
-        """Whether the model knew the classes when training was first prepared after the scan."""
-        if self._trained is None:
-            raw, view = self.raw_view(), self.evaluated_view()
-            model = unwrapped(self.model)
-            channels, *size = checks.input_shape(*view, raw, model)
-            found = skill_on(
-                model, EvaluatedImages(*view), ModelInputs(raw, (size[0], size[1]), channels),
-                self.targets, self.split.clean,
-                seed=self.config.seed, num_workers=self.num_workers,
-            )  # fmt: skip
-            self._trained = found >= LEAST_SKILL
-            logger.info(
-                "The model's balanced accuracy on clean samples is %.0f%% of the way from chance "
-                "to perfect: it is %s.",
-                100 * max(0.0, found), "repaired" if self._trained else "trained from scratch",
-            )  # fmt: skip
-        return self._trained
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
         """Yields balanced clean samples and every triggered one, as indices into the dataset."""
@@ -376,7 +376,8 @@ class CGDGuard:
             loader: of the dataset that this guard was made for, not yet prepared by Accelerate.
             criterion: of the user's loop. Default: cross entropy.
             epochs: how many the loop runs: as in :meth:`fit`, the second half then has fewer blends
-                (see ``CGDConfig.late_exposure``). Default: all have as many.
+                in a repair, and the only ones of a fresh model (see ``CGDConfig.early_exposure``).
+                Default: all are as the first half.
 
         Raises:
             TypeError: for a loader that can't be rebuilt.

@@ -52,14 +52,12 @@ def predict_with_labels(
         TypeError: the model returns neither logits nor an output with ``.logits``.
     """
     loader = data if isinstance(data, DataLoader) else _loader(data, batch_size)
-    first = next(model.parameters(), torch.zeros(()))
-    where = first.device if device is None else torch.device(device)
+    where = _device_of(model) if device is None else torch.device(device)
     predictions, labels = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
     with evaluating(model), _streams_kept(loader), torch.no_grad():
         for batch in loader:
             image, label = _image_and_label(batch)
-            dtype = first.dtype if image.is_floating_point() else image.dtype
-            predictions.append(_classes(model(image.to(where, dtype))))
+            predictions.append(_classes(model(image.to(where))))
             labels.append(torch.as_tensor(label).to("cpu", torch.int64))
     unusable = sum(int((part < 0).sum()) for part in predictions)
     if unusable:
@@ -107,6 +105,11 @@ def _classes(output: Any) -> Int64[Tensor, "b"]:
     logits = logits_of(output)
     # argmax calls an all-NaN row class 0, which may well be the target.
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1).cpu()
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.feature_groups import fast_groups
 from cgd_wrap.passes import StoredLogits
+from cgd_wrap.skill import LEAST_SKILL
 from cgd_wrap.split import Split
 from cgd_wrap.suspects import Suspicion, revised
 from cgd_wrap.teacher_checks import teacher_warnings
@@ -46,6 +47,10 @@ class ScanResult:
         poison_estimate: how much seems to be poisoned, and under which labels.
         poison_probability: of each sample, in suspected classes, float32 [N] in [0, 1].
         bad: samples that can't be used: index -> [reason, message, path].
+        warnings: of CLIPs that can't be trusted.
+        model_skill: of the model that is to be trained, as it was then, on clean samples: 0 for a
+            guess, 1 where all are right; see :func:`skill.skill`. None: no number of the
+            configuration depended on it, and it wasn't looked at.
     """
 
     entropy_map: EntropyMap
@@ -57,6 +62,12 @@ class ScanResult:
     poison_probability: Float[Tensor, "n"]
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    model_skill: float | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model knew the classes already, and is to be repaired; True if not known."""
+        return self.model_skill is None or self.model_skill >= LEAST_SKILL
 
     @property
     def agreement(self) -> float:
@@ -193,6 +204,7 @@ class ScanResult:
                 "teachers": asdict(self.teachers),
                 "poison_estimate": self.poison_estimate.as_dict(),
                 "warnings": self.warnings,
+                "model_skill": self.model_skill,
                 "bad": {str(index): reason for index, reason in self.bad.items()},
             },
         )
@@ -220,6 +232,7 @@ class ScanResult:
             poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
             bad={int(index): reason for index, reason in stored["bad"].items()},
             warnings=stored["warnings"],
+            model_skill=stored["model_skill"],
         )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
-from cgd_wrap.prediction import predict_with_labels
-from cgd_wrap.suspicious import seeded
+from cgd_wrap.errors import BadSampleError
+from cgd_wrap.model_outputs import logits_of
+from cgd_wrap.prediction import evaluating
+from cgd_wrap.randomness import kept_rng
+from cgd_wrap.runtime import Runtime
 from cgd_wrap.verdicts import share_by_class
-from cgd_wrap.views import LabelledImages
 
-SAMPLES = 512  # at most; enough to tell chance from learned
+SAMPLES, BATCH = 512, 32  # samples at most: enough to tell chance from learned
 LEAST_SKILL = 0.15  # of a trained model
 
 
@@ -32,35 +38,53 @@ def skill(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
 def skill_on(
     model: nn.Module,
     view: Any,
-    fallback: Any,
+    fallback: Callable[[], Any],
+    shape: tuple[int, int, int],
     labels: Int[Tensor, "n"],
     clean: Bool[Tensor, "n"],
+    runtime: Runtime,
     *,
     seed: int,
-    num_workers: int = 0,
+    progress: bool = True,
 ) -> float:
-    """:func:`skill` of a model on some of the clean samples.
+    """:func:`skill` of a model on some of the clean samples; nothing of it stays as a trace.
 
     Args:
         model: image batch -> logits.
-        view: the images as the model is trained on them, ``[i] -> tensor``.
-        fallback: of the same size each, where the view's can't be stacked into batches.
+        view: the images as the model is evaluated on them, ``[i] -> tensor``.
+        fallback: makes a view for images of which that gives no float tensor of ``shape``, as
+            only the user's collate function turns them into one. Called only if needed.
+        shape: of an image, [C, H, W].
         labels: given labels.
         clean: samples whose labels are to be trusted.
-        seed: of the choice of samples, and of a random view.
-        num_workers: of the loader.
+        runtime: device and precision.
+        seed: of the choice of samples.
+        progress: draw a progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
     indices = clean.nonzero().squeeze(1)
     indices = indices[torch.randperm(len(indices), generator=generator)[:SAMPLES]]
+    if not len(indices):
+        return 0.0
+    first = next(model.parameters(), torch.zeros((), device=runtime.device))
+    if first.device != runtime.device:
+        model = copy.deepcopy(model).to(runtime.device)
+    made = cache(fallback)
 
-    def measured(images: Any) -> float:
-        pairs = Subset(LabelledImages(images, labels), indices.tolist())
-        loader = DataLoader(pairs, 128, num_workers=num_workers, generator=torch.Generator())
-        with seeded(seed):
-            return skill(*predict_with_labels(model, loader))
+    def image_of(index: int) -> Float[Tensor, "c h w"]:
+        with suppress(TypeError, BadSampleError):  # no tensor, or none that can be read
+            image: Tensor = view[index]
+            if image.is_floating_point() and image.shape == shape:
+                return image
+        other: Tensor = made()[index]
+        return other
 
-    try:
-        return measured(view)
-    except (TypeError, RuntimeError):  # no tensors, or of several sizes: the user's collate helps
-        return measured(fallback)
+    predictions = []
+    bar = tqdm(indices.split(BATCH), desc="the model's skill", unit="batch", disable=not progress)
+    with kept_rng(), evaluating(model), torch.no_grad():
+        for rows in bar:
+            images = torch.stack([image_of(index) for index in rows.tolist()])
+            with runtime.autocast():
+                logits = logits_of(model(images.to(runtime.device, first.dtype)))
+            predictions.append(logits.float().argmax(dim=1).cpu())
+    return skill(torch.cat(predictions), labels[indices])

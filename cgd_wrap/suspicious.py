@@ -34,7 +34,7 @@ _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP and torch.compile
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with newly initialised parameters; the model is left as it is.
+    """The same architecture with newly initialised fp32 parameters; the model is left as it is.
 
     A transformers model is built anew from its config; any other is copied, and every module
     initialised by its own ``reset_parameters`` (and timm's ``init_weights``). Parameters of
@@ -55,7 +55,7 @@ def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
             initialise: Any = getattr(fresh, "init_weights", None)
             if hasattr(fresh, "pretrained_cfg") and callable(initialise):
                 initialise()
-    return fresh.requires_grad_(True)
+    return fresh.float().requires_grad_(True)
 
 
 def _reset(module: nn.Module) -> None:

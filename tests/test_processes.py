@@ -8,8 +8,10 @@ import pytest
 import torch
 from guarded_run import ByColour, Pictures, network
 from launching import call_in_two, free_port, run_python, start_python
+from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap.config import REPAIRED
 
 SCRIPT = str(Path(__file__).with_name("guarded_run.py"))
 
@@ -82,22 +84,40 @@ def test_when_a_process_dies_the_others_finish_and_name_its_units(tmp_path: Path
     assert done == {"00000.json", "00001.json", "00002.json", "00004.json"}
 
 
+class ReadsColour(nn.Module):
+    """The brightest channel, or nothing."""
+
+    def __init__(self, *, knows: bool) -> None:
+        super().__init__()
+        self.read = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.read.weight).data.mul_(knows)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.read(images.mean(dim=(2, 3)))
+
+
 def one_of_two(folder: str) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
+    # As in scripts that load a checkpoint on the main process, for DDP to hand on.
+    model = ReadsColour(knows=accelerator.is_main_process)
     guard = CGDGuard(
-        network(), Pictures(1100, 8), clip=ByColour(), suspicious=network(),
+        model, Pictures(1100, 8), clip=ByColour(), suspicious=network(),
         config=CGDConfig(allow_missing_classes=True), accelerator=accelerator, progress=False,
     ).scan()  # fmt: skip
     map_ = torch.stack([guard.entropy_map.clip_rank, guard.entropy_map.suspicious_rank])
-    torch.save(map_, f"{folder}/{accelerator.process_index}")
+    found = {"map": map_, "guidance": guard.loss().config.guidance_weight}
+    torch.save(found, f"{folder}/{accelerator.process_index}")
 
 
-def test_two_processes_share_a_temporary_cache(tmp_path: Path) -> None:
+def test_two_processes_share_a_temporary_cache_and_what_the_main_ones_model_knows(
+    tmp_path: Path,
+) -> None:
     call_in_two(one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert first.shape == (2, 1100)
-    assert torch.equal(first, second)
-    assert not bool(first.isnan().any())
+    assert first["map"].shape == (2, 1100)
+    assert torch.equal(first["map"], second["map"])
+    assert not bool(first["map"].isnan().any())
+    assert first["guidance"] == second["guidance"] == REPAIRED["guidance_weight"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from tiny_data import NAMES, Items, TintReader, as_tensor, pictures, tensors, tiny_net
@@ -13,22 +14,26 @@ from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config import FROM_SCRATCH, REPAIRED
+from cgd_wrap.runtime import Runtime
 from cgd_wrap.skill import skill, skill_on
 
 LABELS = torch.arange(40) % 4
 
 
 class Tinted(nn.Module):
-    """Knows the tiny data's classes: the strongest channel."""
+    """Knows the tiny data's classes: the strongest channel. Takes floats of one size only."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, knows: float = 1.0) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.read = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.read.weight).data.mul_(knows)
         self.seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point() or images.shape[1:] != (3, 8, 8):
+            raise ValueError("what fixed models raise")
         self.seen += len(images)
-        return images.mean(dim=(2, 3)) * self.scale
+        return self.read(images.mean(dim=(2, 3)))
 
 
 def guard_of(model: nn.Module, dataset=None, *, raw=None, **changes) -> CGDGuard:
@@ -72,9 +77,13 @@ def test_it_is_measured_on_clean_samples_alone():
     images = torch.stack([image for image, _ in tensors()])
     labels = torch.tensor([label for _, label in tensors()])
     clean = torch.arange(len(labels)) % 10 > 0  # every tenth is mislabelled
-    measure = partial(skill_on, Tinted(), images, None, seed=0)
+    measure = partial(
+        skill_on, Tinted(), images, lambda: pytest.fail("not needed"), (3, 8, 8),
+        runtime=Runtime(torch.device("cpu")), seed=0, progress=False,
+    )  # fmt: skip
     assert measure(labels, clean) > 0.95
     assert measure((labels + clean.long()) % 3, ~clean) == measure(labels, ~clean) < 0.5
+    assert measure(labels, torch.zeros_like(clean)) == 0
 
 
 # --- what follows from it -----------------------------------------------------------------------
@@ -97,37 +106,45 @@ def test_the_numbers_depend_on_what_the_model_knows(model, numbers, said, caplog
     assert [m.training for m in model.modules()] == modes
 
 
-def test_it_is_measured_once_so_that_all_numbers_of_a_run_agree():
+def test_the_scan_decides_so_that_all_numbers_of_a_run_agree(tmp_path):
     guard = guard_of(model := Tinted())
-    model.seen = 0
-    numbers_of(guard)
-    assert (seen := model.seen) > 0
-    with torch.no_grad():
-        model.scale.neg_()
+    seen = model.seen
+    model.read.weight.data.zero_()
     guard.protect(DataLoader(guard.base, batch_size=8))
     guard.config = guard.config.replace(corner_power=2.0)
     assert numbers_of(guard) == REPAIRED
     assert model.seen == seen
-    guard.scan()
-    assert numbers_of(guard) == FROM_SCRATCH
+
+    guard.save(tmp_path)
+    loaded = CGDGuard.load(tmp_path, model, guard.base, class_names=NAMES)
+    assert loaded.config.depends_on_model
+    assert numbers_of(loaded) == REPAIRED
+    assert numbers_of(guard.scan()) == FROM_SCRATCH
 
 
 def test_a_model_is_left_alone_where_nothing_depends_on_it():
-    guard = guard_of(model := Tinted(), **REPAIRED)
-    model.seen = 0
-    guard.loss()
-    assert model.seen == 0
+    guard = guard_of(model := Tinted(knows=0.0), **REPAIRED)
+    assert model.seen <= 2  # on which every scan tries the outputs
+    assert guard.result.model_skill is None
+    guard.config = CGDConfig()
+    assert numbers_of(guard) == REPAIRED
 
 
 def test_images_that_only_the_collate_function_turns_into_tensors_are_read_for_it():
     assert numbers_of(guard_of(Tinted(), Items(pictures()))) == REPAIRED
 
 
-def test_images_of_several_sizes_are_resized_for_it():
-    pairs = [
-        (as_tensor(image.resize((8 + index % 2, 8))), label)
-        for index, (image, label) in enumerate(pictures())
-    ]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda image, index: as_tensor(image.resize((8 + index % 2, 8))),
+        lambda image, _: torch.from_numpy(np.array(image)),
+        lambda image, _: (255 * as_tensor(image)).byte(),
+    ],
+    ids=["several sizes", "channels last", "bytes"],
+)
+def test_images_that_do_not_fit_are_read_raw_for_it(changed):
+    pairs = [(changed(image, index), label) for index, (image, label) in enumerate(pictures())]
     guard = guard_of(Tinted(), Items(pairs), raw=Items(pictures()))
     assert numbers_of(guard) == REPAIRED
 
