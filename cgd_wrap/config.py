@@ -72,10 +72,13 @@ class CGDConfig:
             accumulation and any number of processes give exactly the whole batch's gradient.
             ``"batch"`` takes means over each batch's own clean and triggered samples, as the
             paper does; under DDP these are counted over all processes.
-        exposure_rate: share of the clean draws that get a suspicious image blended in, chosen by
-            its corner weight, while their label stays: the trigger then says nothing of the
-            label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
-        exposure_strength: largest share of the suspicious image in such a blend, in [0, 1).
+        exposure_rate: share of the clean draws that get a suspicious image blended in, or take on
+            its tone, chosen by its corner weight, while their label stays: the trigger then says
+            nothing of the label. In [0, 1]. Each costs the reading of a second sample. Paper: 0.
+        exposure_strength: largest share of the suspicious image in a blend, in [0, 1).
+        tone_exposure: share of these draws that take on the suspicious image's tone alone, mean and
+            spread of each channel, in place of a blend: a trigger may be nothing else. In [0, 1].
+            Paper: none.
         exposure_epochs: the first so many epochs are early, >= 1. None: half of them, where the end
             is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
             ``protect(..., epochs=)``; otherwise all. Paper: none.
@@ -146,6 +149,7 @@ class CGDConfig:
     normalise_by: Literal["expectation", "batch"] = "expectation"
     exposure_rate: float = 0.7
     exposure_strength: float = 0.65
+    tone_exposure: float = 0.5
     exposure_epochs: int | None = None
     early_exposure: float | None = None
     late_exposure: float = 0.3
@@ -330,6 +334,7 @@ _CHECKS: dict[str, Check] = {
     "normalise_by": choice("expectation", "batch"),
     "exposure_rate": number(0, 1),
     "exposure_strength": number(0, 1, below=True),
+    "tone_exposure": number(0, 1),
     "exposure_epochs": count(optional=True),
     "early_exposure": number(0, 1, optional=True),
     "late_exposure": number(0, 1),

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cgd_wrap.exposure import Draw, blended, unpack
+from cgd_wrap.exposure import Draw, unpack
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.sampler import EpochIndices
 from cgd_wrap.views.layout import SampleLayout
@@ -150,7 +150,7 @@ class GuardedDataset(Dataset[Any]):
                 others = read([draw.other for _, draw in exposed])
             for (i, draw), other in zip(exposed, others, strict=True):
                 images = self.layout.image_of(samples[i]), self.layout.image_of(other)
-                samples[i] = self.layout.with_image(samples[i], blended(*images, draw.share))
+                samples[i] = self.layout.with_image(samples[i], draw.shown(*images))
         return samples
 
     def __getattr__(self, name: str) -> Any:

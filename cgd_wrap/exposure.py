@@ -3,7 +3,9 @@
 A clean split that holds nothing like the trigger can't teach a model to ignore it. Blending
 suspicious images into clean ones of every class does: the trigger then says nothing of the label.
 The blend is that of mixup (arXiv 1710.09412), but the label isn't mixed; the name is borrowed
-from outlier exposure (arXiv 1812.04606).
+from outlier exposure (arXiv 1812.04606). A trigger may also be in nothing but an image's tone: some
+clean images take on a suspicious one's, mean and spread of each channel, as in colour transfer
+(Reinhard et al., "Color Transfer between Images", 2001), and nothing of what it shows.
 
 What is blended into what is decided with the order of an epoch, not when an image is read, so that
 it is the same on every process, for any number of workers, and after a resume. It travels with the
@@ -19,17 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
 from cgd_wrap.views.images import CHANNELS, to_rgb
 
+MOST_CONTRAST = 4.0  # of a toned image, by its own
 EARLY_PART = 0.5  # of a training's epochs, where nothing else is said
 INDEX_BITS = 28  # 268 million samples
-LEVEL_BITS = 6
+LEVEL_BITS = 5
 LEVELS = 1 << LEVEL_BITS
-MARK = 1 << (2 * INDEX_BITS + LEVEL_BITS)  # bit 62: the largest that leaves int64 positive
+TONE = 1 << (2 * INDEX_BITS + LEVEL_BITS)
+MARK = 2 * TONE  # bit 62: the largest that leaves int64 positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,7 @@ class Exposure:
             known.
         early: what part of the rate early epochs have, in [0, 1].
         late: what part of the rate the others have, in [0, 1].
+        tone: share of the exposures that pass on the other image's tone alone, in [0, 1].
 
     Raises:
         ValueError: more samples than an index has bits for.
@@ -55,6 +60,7 @@ class Exposure:
     epochs: int | None = None
     early: float = 1.0
     late: float = 0.0
+    tone: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.weight) > 1 << INDEX_BITS:
@@ -87,9 +93,11 @@ class Exposure:
         cumulated = self.weight[others].double().cumsum(0)
         place = torch.rand(len(indices), generator=generator, dtype=torch.float64) * cumulated[-1]
         other = others[torch.searchsorted(cumulated, place).clamp(max=len(others) - 1)]
-        share = self.strength * torch.rand(len(indices), generator=generator)
+        share = torch.rand(len(indices), generator=generator)
+        tone = torch.rand(len(indices), generator=generator) < self.tone
+        share = torch.where(tone, share, self.strength * share)
         level = (share * LEVELS).round().long().clamp(max=LEVELS - 1)
-        return torch.where(chosen & (level > 0), pack(indices, other, level), indices)
+        return torch.where(chosen & (level > 0), pack(indices, other, level, tone), indices)
 
 
 class Draw(int):
@@ -99,28 +107,37 @@ class Draw(int):
 
     Attributes:
         other: index of the other image.
-        share: of the other image in the blend, in [0, 1).
+        share: of the other image in the blend, or of its tone, in [0, 1).
+        tone: it passes on its tone alone.
     """
 
     other: int
     share: float
+    tone: bool
 
-    def __new__(cls, index: int, other: int, share: float) -> Draw:
+    def __new__(cls, index: int, other: int, share: float, tone: bool = False) -> Draw:
         """An int of the value ``index``."""
         draw = super().__new__(cls, index)
-        draw.other, draw.share = other, share
+        draw.other, draw.share, draw.tone = other, share, tone
         return draw
 
-    def __getnewargs__(self) -> tuple[int, int, float]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[int, int, float, bool]:  # type: ignore[override]
         """For pickle, which takes draws to the workers."""
-        return int(self), self.other, self.share
+        return int(self), self.other, self.share, self.tone
+
+    def shown(self, image: Any, other: Any) -> Any:
+        """The image with the other one in it; see :func:`blended` and :func:`toned`."""
+        return (toned if self.tone else blended)(image, other, self.share)
 
 
 def pack(
-    index: Int[Tensor, "m"], other: Int[Tensor, "m"], level: Int[Tensor, "m"]
+    index: Int[Tensor, "m"],
+    other: Int[Tensor, "m"],
+    level: Int[Tensor, "m"],
+    tone: Bool[Tensor, "m"],
 ) -> Int[Tensor, "m"]:
-    """Index, other index and share (in 64ths) as one int64, above every plain index."""
-    return MARK | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
+    """Index, other index, share (in 32nds) and kind as one int64, above every plain index."""
+    return MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
 
 
 def unpack(packed: int) -> int:
@@ -129,7 +146,8 @@ def unpack(packed: int) -> int:
         return packed
     low = (1 << INDEX_BITS) - 1
     level = (packed >> (2 * INDEX_BITS)) & (LEVELS - 1)
-    return Draw(packed & low, (packed >> INDEX_BITS) & low, level / LEVELS)
+    other = (packed >> INDEX_BITS) & low
+    return Draw(packed & low, other, level / LEVELS, bool(packed & TONE))
 
 
 def blended(image: Any, other: Any, share: float) -> Any:
@@ -142,17 +160,54 @@ def blended(image: Any, other: Any, share: float) -> Any:
         share: of the other, in [0, 1).
     """
     if isinstance(image, Image.Image):
-        mode = image.mode if image.mode in ("L", "RGB", "RGBA") else "RGB"
-        picture = image if image.mode == mode else to_rgb(image)
-        shone = to_rgb(other).convert(mode).resize(picture.size, Image.Resampling.BILINEAR)
+        picture = _picture(image)
+        shone = to_rgb(other).convert(picture.mode).resize(picture.size, Image.Resampling.BILINEAR)
         return Image.blend(picture, shone, share)
     if not isinstance(image, (Tensor, np.ndarray)):
         return image
     first = torch.as_tensor(image)
     second = _fitted(torch.as_tensor(other).float(), first.shape)
-    mixed = torch.lerp(first.float(), second, share)
-    mixed = mixed.to(first.dtype) if first.is_floating_point() else mixed.round().to(first.dtype)
-    return mixed.numpy() if isinstance(image, np.ndarray) else mixed
+    return _in_the_kind_of(image, torch.lerp(first.float(), second, share))
+
+
+def toned(image: Any, other: Any, share: float) -> Any:
+    """An image whose channels' means and standard deviations move towards another's.
+
+    Args:
+        image: as for :func:`blended`, as is what comes back.
+        other: the same kind of image.
+        share: how far the moments move, in [0, 1); 1 would give them the other's.
+    """
+    if isinstance(image, Image.Image):
+        picture = _picture(image)
+        source = to_rgb(other).convert(picture.mode)
+        return Image.fromarray(toned(np.array(picture), np.array(source), share))
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return image
+    first = torch.as_tensor(image)
+    second = _fitted(torch.as_tensor(other).float(), first.shape)
+    axes = _plane_axes(first.shape)
+    spread, mean = torch.std_mean(first.float(), axes, keepdim=True)
+    others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
+    scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
+    scale = scale.clamp(max=MOST_CONTRAST)  # a flat image would blow up its noise
+    moved = (first.float() - mean) * scale + torch.lerp(mean, others_mean, share)
+    return _in_the_kind_of(image, moved)
+
+
+def _picture(image: Image.Image) -> Image.Image:
+    """A picture whose values are intensities."""
+    return image if image.mode in ("L", "RGB", "RGBA") else to_rgb(image)
+
+
+def _in_the_kind_of(image: Any, values: Float[Tensor, "..."]) -> Any:
+    """Values as a tensor or array of the image's type; whole numbers stay in its range."""
+    dtype = torch.as_tensor(image).dtype
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        values = values.round().clamp(limits.min, limits.max)
+    values = values.to(dtype)
+    return values.numpy() if isinstance(image, np.ndarray) else values
 
 
 def _fitted(image: Float[Tensor, "..."], shape: torch.Size) -> Float[Tensor, "..."]:
@@ -175,6 +230,11 @@ def _planes_of(shape: torch.Size) -> tuple[int, int, int]:
     if len(shape) == 2:
         return 1, shape[0], shape[1]
     return (shape[2], *shape[:2]) if _is_channels_last(shape) else (shape[0], *shape[1:])
+
+
+def _plane_axes(shape: torch.Size) -> tuple[int, int]:
+    """Where height and width stand."""
+    return (0, 1) if len(shape) == 2 or _is_channels_last(shape) else (1, 2)
 
 
 def _is_channels_last(shape: torch.Size) -> bool:

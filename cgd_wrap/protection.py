@@ -58,6 +58,7 @@ class Protection:
             weight=table["triggered_weight"] * table["triggered"],
             rate=config.exposure_rate, strength=config.exposure_strength,
             epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
+            tone=config.tone_exposure,
         )  # fmt: skip
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cgd_wrap import BalancedSampler
 from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset
-from cgd_wrap.exposure import Draw, Exposure, blended, pack, unpack
+from cgd_wrap.exposure import Draw, Exposure, blended, pack, toned, unpack
 from cgd_wrap.sampler import EpochIndices
 from cgd_wrap.views.layout import SampleLayout
 
 SIZE = 40
-LEVEL = st.integers(1, 63)
+LEVEL = st.integers(1, 31)
 INDEX = st.integers(0, (1 << 28) - 1)
 
 
@@ -44,27 +44,28 @@ def guarded() -> GuardedDataset:
     return GuardedDataset(TensorDataset(images, torch.arange(SIZE) % 3), SampleLayout(0, 1))
 
 
-def parts(draw: int) -> tuple[int, int | None, float]:
-    return int(draw), getattr(draw, "other", None), getattr(draw, "share", 0.0)
+def parts(draw: int) -> tuple[int, int | None, float, bool]:
+    share, tone = getattr(draw, "share", 0.0), getattr(draw, "tone", False)
+    return int(draw), getattr(draw, "other", None), share, tone
 
 
 def plain(packed: torch.Tensor) -> list[int]:
     return [int(unpack(value)) for value in packed.tolist()]
 
 
-@given(INDEX, INDEX, LEVEL)
-def test_a_packed_draw_is_unpacked_to_what_it_was_made_of(index, other, level):
-    packed = pack(*(torch.tensor([value]) for value in (index, other, level)))
+@given(INDEX, INDEX, LEVEL, st.booleans())
+def test_a_packed_draw_is_unpacked_to_what_it_was_made_of(index, other, level, tone):
+    packed = pack(*(torch.tensor([value]) for value in (index, other, level, tone)))
     assert int(packed) > 0
     draw = unpack(int(packed))
     for one in (draw, pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)):
-        assert parts(one) == (index, other, level / 64)
+        assert parts(one) == (index, other, level / 32, tone)
         assert one == index
 
 
 @given(st.integers(-5, 1 << 40))
 def test_a_plain_index_stays(index):
-    assert parts(unpack(index)) == (index, None, 0.0)
+    assert parts(unpack(index)) == (index, None, 0.0, False)
 
 
 def test_the_rate_the_strength_and_the_weights_are_kept():
@@ -74,13 +75,24 @@ def test_the_rate_the_strength_and_the_weights_are_kept():
     draws = [unpack(value) for value in packed.tolist()]
     others = Counter(draw.other for draw in draws if isinstance(draw, Draw))
     shares = torch.tensor([draw.share for draw in draws if isinstance(draw, Draw)])
-    # A share that rounds to no 64th leaves its draw alone: 1 in 32 here.
-    assert sum(others.values()) / len(clean) == pytest.approx(0.3 * 31 / 32, abs=0.015)
+    # A share that rounds to no 32nd leaves its draw alone: 1 in 16 here.
+    assert sum(others.values()) / len(clean) == pytest.approx(0.3 * 15 / 16, abs=0.015)
     assert set(others) == set(range(31, 40))
     assert others[39] / others[33] == pytest.approx(9 / 3, rel=0.25)
     assert shares.min() > 0
     assert shares.max() <= 0.25
-    assert shares.mean() == pytest.approx(0.125 * 32 / 31, abs=0.005)
+    assert shares.mean() == pytest.approx(0.125 * 16 / 15, abs=0.005)
+
+
+def test_some_exposures_pass_on_the_tone_alone_and_up_to_all_of_it():
+    clean = torch.arange(30).repeat(400)
+    some = replace(exposure(strength=0.25), tone=0.4)
+    draws = [unpack(v) for v in some.over(clean, 1.0, torch.Generator().manual_seed(0)).tolist()]
+    kinds = {tone: [d.share for d in draws if isinstance(d, Draw) and d.tone is tone]
+             for tone in (False, True)}  # fmt: skip
+    assert len(kinds[True]) / len(draws) == pytest.approx(0.4, abs=0.02)
+    assert max(kinds[False]) <= 0.25
+    assert max(kinds[True]) == 31 / 32
 
 
 def test_nothing_suspicious_exposes_nothing():
@@ -140,7 +152,7 @@ def test_loaders_serve_the_blends_that_the_epoch_decided(workers):
         DataLoader(BalancedView(guarded(), epochs()), batch_size=8, num_workers=workers),
     )
     expected = Counter()
-    for index, other, share in map(parts, map(unpack, epochs().packed(0).tolist())):
+    for index, other, share, _ in map(parts, map(unpack, epochs().packed(0).tolist())):
         value = index if other is None else (1 - share) * index + share * other
         expected[index, round(value, 3)] += 1
     for loader in loaders:
@@ -181,14 +193,48 @@ def test_the_users_augmentation_draws_as_if_nothing_else_had_been_read():
     ids=["RGB", "L", "array-uint8", "tensor-uint8", "tensor-half", "array-flat"],
 )
 @pytest.mark.parametrize("other_size", [(6, 8), (5, 9)], ids=["same-size", "other-size"])
-def test_a_blend_has_the_kind_of_the_first_image(make, other_size):
+@pytest.mark.parametrize("tone", [False, True])
+def test_what_comes_of_two_images_has_the_kind_of_the_first(make, other_size, tone):
     image, other = make(100, 6, 8), make(200, *other_size)
-    mixed = blended(image, other, 0.25)
+    mixed = Draw(0, 1, 0.25, tone).shown(image, other)
     assert type(mixed) is type(image)
     values, original = np.asarray(mixed), np.asarray(image)
     assert values.shape == original.shape
     assert values.dtype == original.dtype
-    assert np.all(values == 125)
+    assert np.all(values == 125)  # of even areas the tone is all
+
+
+@given(st.floats(0, 0.96875), st.integers(0, 99))
+def test_a_tone_is_passed_on_without_what_the_image_shows(share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    image, other = (torch.rand(3, 8, 8, generator=generator) for _ in range(2))
+    other = 0.5 * other + torch.tensor([0.4, 0.1, 0.0])[:, None, None]
+    changed = toned(image, other, share)
+    for moment in (torch.mean, torch.std):
+        given, wanted, got = (moment(one, (1, 2)) for one in (image, other, changed))
+        assert torch.allclose(got, torch.lerp(given, wanted, share), atol=1e-5)
+    both = torch.stack([image.flatten(1), changed.flatten(1)])
+    for channel in range(3):
+        assert torch.corrcoef(both[:, channel])[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_toned_picture_stays_in_its_range(share):
+    rng = np.random.default_rng(0)
+    bright = rng.integers(128, 256, (6, 8, 3), dtype=np.uint8)
+    stark = 255 * rng.integers(0, 2, (6, 8, 3), dtype=np.uint8)
+    changed = toned(Image.fromarray(bright), Image.fromarray(stark), share)
+    assert changed.mode == "RGB"
+    values = np.asarray(changed)
+    assert np.array_equal(values, toned(bright, stark, share))
+    if share == 0:
+        assert np.array_equal(values, bright)
+    else:
+        assert values.std() > 1.3 * bright.std()
+        lightest = bright[:, :, 0].argmax()
+        assert values[:, :, 0].flat[lightest] == 255  # cut, where it would wrap
+    flat = Image.new("L", (8, 6), 100)
+    assert np.all(np.asarray(toned(flat, Image.new("L", (8, 6), 200), share)) == 100 + 100 * share)
 
 
 def test_channels_and_modes_are_fitted():
@@ -204,7 +250,8 @@ def test_channels_and_modes_are_fitted():
 
 
 def test_encoded_images_are_left_to_the_collate_that_reads_them():
-    assert blended(b"\x89PNG", b"\x89PNG", 0.5) == b"\x89PNG"
+    for shown in (blended, toned):
+        assert shown(b"\x89PNG", b"\x89PNG", 0.5) == b"\x89PNG"
 
 
 def test_more_samples_than_an_index_has_bits_for_are_refused(monkeypatch):

@@ -36,6 +36,7 @@ from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.estimate import PoisonEstimate
+from cgd_wrap.exposure import Draw
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -184,6 +185,13 @@ def test_a_loop_that_says_how_long_it_is_has_its_exposures_in_the_first_half(epo
         list(loader)
         reads.append(dataset.reads)
     assert [read > len(guard.epoch_indices()) for read in reads] == [i < exposed for i in range(3)]
+
+
+@pytest.mark.parametrize(("tone", "kinds"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_tone_exposure_says_how_many_exposures_are_of_the_tone_alone(tone, kinds):
+    config = quick_config(holdout_fraction=0.0, tone_exposure=tone)
+    guard = guard_of(tensors(), config=config).scan()
+    assert {draw.tone for draw in guard.sampler() if isinstance(draw, Draw)} == kinds
 
 
 def test_fit_honours_changes_of_what_the_table_is_made_with(guard, monkeypatch):
