@@ -317,6 +317,7 @@ def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 _FLAG = (lambda value: isinstance(value, bool)), "True or False"
 _POSITIVE = number(0, float("inf"), above=True, below=True)
 _AT_LEAST_0 = number(0, float("inf"), below=True)
+_WEIGHT = number(0, float("inf"), below=True, optional=True)
 _CHECKS: dict[str, Check] = {
     "sigma_clean": number(0, 1, below=True),
     "sigma_triggered": number(0, 1, below=True),
@@ -324,8 +325,8 @@ _CHECKS: dict[str, Check] = {
     "sigma_slow": number(0, 1, optional=True),
     "corner_cut": number(0, 1, optional=True),
     "poison_cut": number(0, 1, optional=True),
-    "guidance_weight": number(0, float("inf"), below=True, optional=True),
-    "unlearning_weight": number(0, float("inf"), below=True, optional=True),
+    "guidance_weight": _WEIGHT,
+    "unlearning_weight": _WEIGHT,
     "temperature": _POSITIVE,
     "epsilon": number(0, 1, above=True, below=True),
     "corner_power": _AT_LEAST_0,

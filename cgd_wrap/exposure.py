@@ -15,6 +15,7 @@ index: see :class:`Draw`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Exposure:
 
     Attributes:
         weight: how often each sample is blended into others, relative to the rest, float32 [N].
-        rate: share of the clean draws that are blended, in [0, 1].
+        rate: share of the clean draws that are exposed, in [0, 1].
         strength: largest share of the other image, in [0, 1).
         epochs: how many are early; None: EARLY_PART of a training's, or all where its end isn't
             known.
@@ -163,11 +164,7 @@ def blended(image: Any, other: Any, share: float) -> Any:
         picture = _picture(image)
         shone = to_rgb(other).convert(picture.mode).resize(picture.size, Image.Resampling.BILINEAR)
         return Image.blend(picture, shone, share)
-    if not isinstance(image, (Tensor, np.ndarray)):
-        return image
-    first = torch.as_tensor(image)
-    second = _fitted(torch.as_tensor(other).float(), first.shape)
-    return _in_the_kind_of(image, torch.lerp(first.float(), second, share))
+    return _combined(image, other, lambda first, second: torch.lerp(first, second, share))
 
 
 def toned(image: Any, other: Any, share: float) -> Any:
@@ -182,17 +179,16 @@ def toned(image: Any, other: Any, share: float) -> Any:
         picture = _picture(image)
         source = to_rgb(other).convert(picture.mode)
         return Image.fromarray(toned(np.array(picture), np.array(source), share))
-    if not isinstance(image, (Tensor, np.ndarray)):
-        return image
-    first = torch.as_tensor(image)
-    second = _fitted(torch.as_tensor(other).float(), first.shape)
-    axes = _plane_axes(first.shape)
-    spread, mean = torch.std_mean(first.float(), axes, keepdim=True)
-    others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
-    scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
-    scale = scale.clamp(max=MOST_CONTRAST)  # a flat image would blow up its noise
-    moved = (first.float() - mean) * scale + torch.lerp(mean, others_mean, share)
-    return _in_the_kind_of(image, moved)
+
+    def moved(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        axes = _plane_axes(first.shape)
+        spread, mean = torch.std_mean(first, axes, keepdim=True)
+        others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
+        scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
+        scale = scale.clamp(max=MOST_CONTRAST)  # a flat image would blow up its noise
+        return (first - mean) * scale + torch.lerp(mean, others_mean, share)
+
+    return _combined(image, other, moved)
 
 
 def _picture(image: Image.Image) -> Image.Image:
@@ -200,13 +196,19 @@ def _picture(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB", "RGBA") else to_rgb(image)
 
 
-def _in_the_kind_of(image: Any, values: Float[Tensor, "..."]) -> Any:
-    """Values as a tensor or array of the image's type; whole numbers stay in its range."""
-    dtype = torch.as_tensor(image).dtype
-    if not dtype.is_floating_point:
-        limits = torch.iinfo(dtype)
+def _combined(image: Any, other: Any, combine: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """What is made of two tensors or arrays, in the first one's kind, type and range.
+
+    Anything else comes back as it is.
+    """
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return image
+    first = torch.as_tensor(image)
+    values = combine(first.float(), _fitted(torch.as_tensor(other).float(), first.shape))
+    if not first.is_floating_point():
+        limits = torch.iinfo(first.dtype)
         values = values.round().clamp(limits.min, limits.max)
-    values = values.to(dtype)
+    values = values.to(first.dtype)
     return values.numpy() if isinstance(image, np.ndarray) else values
 
 

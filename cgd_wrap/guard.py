@@ -137,7 +137,7 @@ class CGDGuard:
         checks.check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
-        self._kept: Protection | None = None
+        self._kept: tuple[CGDConfig, Protection] | None = None
         self._logits: tuple[StoredLogits, StoredLogits] | None = None
         self._view: BalancedView | None = None
         self._temporary_cache: weakref.finalize[Any, Any] | None = None  # removes it when called
@@ -348,10 +348,10 @@ class CGDGuard:
     def _protection(self, config: CGDConfig) -> Protection:
         """The last one again, where nothing has changed: hosts ask for its parts one by one."""
         kept, result = self._kept, self.result
-        config = config.decided(trained=result.trained)
-        if kept is None or kept.result is not result or kept.config != config:
-            kept = self._kept = Protection(result, self.targets, config)
-        return kept
+        if kept is None or kept[1].result is not result or kept[0] != config:
+            decided = config.decided(trained=result.trained)
+            kept = self._kept = config, Protection(result, self.targets, decided)
+        return kept[1]
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
         """Yields balanced clean samples and every triggered one, as indices into the dataset."""
