@@ -183,6 +183,7 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
+        self.epoch = 0
         self.indices = epochs.shuffled(0).share_memory_()
 
     def __len__(self) -> int:
@@ -196,7 +197,7 @@ class BalancedView(Dataset[Any]):
         return self.dataset.__getitems__([unpack(value) for value in packed])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("dataset", "epochs", "indices"):
+        if name.startswith("_") or name in ("dataset", "epochs", "epoch", "indices"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -211,4 +212,10 @@ class BalancedView(Dataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw samples, exposures and order anew, the same for the same epoch."""
+        self.epoch = epoch
         self.indices.copy_(self.epochs.shuffled(epoch))
+
+    def set_run(self, epochs: int | None) -> None:
+        """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
+        self.epochs = self.epochs.in_run_of(epochs)
+        self.set_epoch(self.epoch)

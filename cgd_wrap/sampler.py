@@ -120,6 +120,10 @@ class BalancedSampler(Sampler[int]):
         """Make the next pass that of ``epoch``."""
         self.epoch = epoch
 
+    def set_run(self, epochs: int | None) -> None:
+        """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
+        self.epochs = self.epochs.in_run_of(epochs)
+
 
 class ShardedSampler(BalancedSampler, DistributedSampler[int]):
     """A sharding :class:`BalancedSampler` that hosts leave alone, as it is a DistributedSampler."""

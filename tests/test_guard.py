@@ -36,7 +36,7 @@ from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.estimate import PoisonEstimate
-from cgd_wrap.exposure import Draw
+from cgd_wrap.exposure import Draw, unpack
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -428,6 +428,24 @@ def test_the_balanced_view_is_one(guard):
     assert guard.balanced_view is view
     assert not torch.equal(view.indices, first)
     guard.balanced_view.set_epoch(0)
+
+
+def test_sampler_and_view_are_told_the_number_of_epochs():
+    # A fresh model is exposed in the second half only: where that begins, they must be told.
+    config = quick_config(exposure_rate=0.5, early_exposure=0.0, holdout_fraction=0.0)
+    guard = guard_of(tensors(), config=config).scan()
+    sampler, view = guard.sampler(), guard.balanced_view
+    expected = guard.epoch_indices().in_run_of(2)
+
+    def exposed(drawn):
+        return sum(isinstance(index, Draw) for index in drawn)
+
+    assert exposed(sampler) == 0
+    view.set_epoch(1)
+    sampler.set_run(2)  # it is at epoch 1 by its first pass
+    view.set_run(2)
+    assert torch.equal(view.indices, expected.shuffled(1))
+    assert exposed(sampler) == exposed(unpack(value) for value in view.indices.tolist()) > 0
 
 
 def test_stopping_watches_the_held_out_part(guard):

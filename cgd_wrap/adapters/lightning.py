@@ -94,7 +94,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
             _check_order(loader, trainer)
         if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time alone ends the run
             for stream in _streams(loaders):
-                stream.epochs = stream.epochs.in_run_of(trainer.max_epochs)
+                stream.set_run(trainer.max_epochs)
         self._find_loss(pl_module)
         self._restart(trainer, pl_module)
         stale = [loader for loader in loaders if _runs_ahead(loader, trainer.current_epoch)]

@@ -123,7 +123,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Check the loader; find the epoch, and the stopping rule's history, of a resumed run."""
         self._check_loader(train_dataloader)
-        self.sampler.epochs = self.sampler.epochs.in_run_of(state.num_train_epochs)
+        self.sampler.set_run(state.num_train_epochs)
         batches, steps = len(train_dataloader), args.gradient_accumulation_steps
         self._epoch = state.global_step // max(1, -(-batches // steps))
         self._logged_step = state.global_step

@@ -55,7 +55,7 @@ def test_a_guarded_run_is_the_guarded_plain_loop(tmp_path):
     after = torch.get_rng_state()
 
     model, plain, _ = guarded()
-    plain.sampler.epochs = plain.sampler.epochs.in_run_of(2)
+    plain.sampler.set_run(2)
     data, criterion = plain.dataset.base, model.criterion
     optimizer = model.configure_optimizers()
     torch.set_rng_state(stream)
