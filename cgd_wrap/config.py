@@ -80,8 +80,8 @@ class CGDConfig:
             spread of each channel, in place of a blend: a trigger may be nothing else. In [0, 1].
             Paper: none.
         exposure_epochs: the first so many epochs are early, >= 1. None: half of them, where the end
-            is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning and
-            ``protect(..., epochs=)``; otherwise all. Paper: none.
+            is known: to :meth:`CGDGuard.fit`, the HF Trainer, Lightning, ``protect(..., epochs=)``
+            and ``set_run(epochs)`` of a sampler or view; otherwise all. Paper: none.
         early_exposure: what part of ``exposure_rate`` the early epochs have, in [0, 1]. None: all
             of it for a trained model, none for an untrained one, which blends can keep from ever
             learning. Paper: none.
