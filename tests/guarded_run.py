@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launching import leave
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -127,3 +128,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

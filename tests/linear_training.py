@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from launching import leave
 from tiny_data import TABLE_CLASSES, TABLE_SIZE, made_up_table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -73,3 +74,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave()

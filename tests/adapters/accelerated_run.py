@@ -22,6 +22,7 @@ from torch.distributed.algorithms.join import Join
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # of the tests' data
+from launching import leave
 from tiny_data import NAMES, TintReader, quick_config, tensors
 from user_loop import tags_of
 
@@ -206,3 +207,4 @@ if __name__ == "__main__":
         debug_launcher(main, num_processes=int(sys.argv[1]))
     else:
         main()
+        leave()
