@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from accelerate import Accelerator
 from adaptive import target_probability
@@ -30,6 +31,7 @@ from torch.utils.data import Subset
 from torchvision import transforms
 
 from cgd_wrap import CGDConfig
+from cgd_wrap.adapters.backdoorbench.networks import build_network
 from cgd_wrap.attacks import Attack, FittedAttack
 from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
 from cgd_wrap.drill import Experiment, Recipe, train_classifier
@@ -167,6 +169,13 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 1) for name, value in seconds.items()}
 
 
+def network_of(name: str, num_classes: int) -> nn.Module:
+    """BackdoorBench's network for small images, or timm's of that name, untrained."""
+    if name == "preactresnet18":
+        return build_network(name, num_classes)
+    return timm.create_model(name, num_classes=num_classes)
+
+
 def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
     train = Pictures(read_data(args.data, "train"), args.train_rows, args.side)
     test = Pictures(read_data(args.data, "test"), args.test_rows, train.side)
@@ -176,11 +185,7 @@ def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
     train.classes = args.class_names or train.classes
     if not train.classes:
         raise SystemExit("the data set doesn't name its classes: pass --class-names")
-    architecture = None
-    if args.model:
-        import timm
-
-        architecture = timm.create_model(args.model, num_classes=len(train.classes))
+    architecture = network_of(args.model, len(train.classes)) if args.model else None
     return Experiment(
         train, test,
         train_transform=transforms.Compose([crop, transforms.RandomHorizontalFlip(), *plain]),
@@ -256,7 +261,7 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=0)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=["none", "default"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
-    parser.add_argument("--model", help="timm name; default: a ResNet-9 of 0.4M parameters")
+    parser.add_argument("--model", help="preactresnet18, or a timm name; default: a ResNet-9")
     parser.add_argument("--train-rows", type=rows, metavar="A:B", help="default: all")
     parser.add_argument("--test-rows", type=rows, metavar="A:B", help="default: all")
     parser.add_argument("--side", type=int, help="pixels; default: the first image's")
