@@ -45,6 +45,7 @@ GUARDED = {
     # their noise and would end most runs early: the paper's preset runs its epochs out.
     "paper": CGDConfig.paper(tolerance=None),
     "default": CGDConfig(),
+    "fixed": CGDConfig(sigma="fixed"),
 }
 # These repair the victim. "from-scratch" trains a fresh network under the default, for as long as
 # the victim. The others are what one would try instead: train on the clean split of the default,
