@@ -58,7 +58,7 @@ def run_python(
 
 
 def leave() -> NoReturn:
-    """End a script that torchrun started, and that is done, without the interpreter's teardown.
+    """End a script that may run under torchrun, and is done, without the interpreter's teardown.
 
     Gloo's threads outlive ``destroy_process_group`` where a DistributedDataParallel holds the
     group, and now and then one of them aborts the teardown: "terminate called without an active
