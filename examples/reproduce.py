@@ -4,8 +4,9 @@
         --attack badnets wanet --rate 0.01 0.1 --method none paper default --seed 0 1 2
 
 OUT/runs.jsonl gets a line per run. Victims, scans and fitted attacks are kept in OUT, too, and
-used again. Two processes with OMP_NUM_THREADS=1 and an OUT each are the steadiest on two cores;
-`--table A/runs.jsonl B/runs.jsonl` prints the table of several.
+used again; options that would need other ones than are there are refused. Two processes with
+OMP_NUM_THREADS=1 and an OUT each are the steadiest on two cores; `--table A/runs.jsonl
+B/runs.jsonl` prints the table of several.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cgd_wrap import CGDConfig
 from cgd_wrap.adapters.backdoorbench.networks import build_network
 from cgd_wrap.attacks import Attack, FittedAttack
 from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
+from cgd_wrap.cache import write_json
 from cgd_wrap.drill import Experiment, Recipe, train_classifier
 from cgd_wrap.drill.outcome import compared
 from cgd_wrap.metrics import detection_figures
@@ -51,6 +53,11 @@ GUARDED = {
 # the victim. The others are what one would try instead: train on the clean split of the default,
 # from the victim or from scratch; or retrain without what two older detectors find.
 METHODS = ("none", *GUARDED, "from-scratch", "fine-tune", "scratch", "spectral", "activation")
+# Options that a victim's figures depend on, and that neither its file nor its folder is named by.
+VICTIM_OPTIONS = (
+    "train_rows", "test_rows", "side", "target",
+    "epochs", "batch_size", "max_rate", "widths", "bf16",
+)  # fmt: skip
 
 
 @dataclass
@@ -68,7 +75,9 @@ class Bench:
         if path.is_file():
             return self.experiment.network(torch.load(path, weights_only=True)).eval()
         model = self.experiment.train_victim(data, name)
-        torch.save(model.state_dict(), path)
+        partial = path.with_suffix(".part")
+        torch.save(model.state_dict(), partial)
+        partial.replace(path)
         return model
 
     def run(
@@ -203,7 +212,10 @@ def make(args: argparse.Namespace) -> None:
     log = args.out / "runs.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
     made = {key_of(run) for run in read_runs([log] if log.is_file() else [])}
+    dataset, network = args.name or Path(args.data).name, args.model or "resnet9"
     for seed in args.seed:
+        folder = args.out / f"{dataset}-{network}" / f"seed-{seed}"
+        claim(folder, {name: str(getattr(args, name)) for name in VICTIM_OPTIONS})
         bench = None
         for name in args.attack:
             for rate in args.rate or [None]:
@@ -211,26 +223,39 @@ def make(args: argparse.Namespace) -> None:
                 for method in args.method:
                     where = {
                         "attack": name, "rate": attack.rate if attack else 0.0, "seed": seed,
-                        "preset": method, "dataset": args.name or Path(args.data).name,
+                        "preset": method, "dataset": dataset, "model": network,
                         "clip": " + ".join(Path(clip).name for clip in args.clip),
-                        "model": args.model or "resnet9",
                         "class_names": ", ".join(args.class_names or []),
                         "poison": args.poison,
                     }  # fmt: skip
                     if key_of(where) in made:
                         continue
                     if bench is None:
-                        folder = args.out / f"seed-{seed}"
-                        folder.mkdir(exist_ok=True)
                         bench = Bench(experiment_of(args, seed), folder)
                     title = f"{name}-{where['rate']}"
-                    title += "" if args.poison == "random" else f"-{args.poison}"
                     adaptive = args.poison == "where-clip-errs"
+                    title += f"-where-{Path(args.clip[0]).name}-errs" if adaptive else ""
                     found = bench.run(attack, title, method, where_clip_errs=adaptive)
                     run = {**where, **found}
                     made.add(key_of(where))
                     with log.open("a") as lines:
                         lines.write(json.dumps(run) + "\n")
+
+
+def claim(folder: Path, options: dict[str, str]) -> None:
+    """Keep a folder for what these options make.
+
+    Raises:
+        SystemExit: other options made what is in it.
+    """
+    file = folder / "options.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        write_json(file, options)
+    before = json.loads(file.read_text())
+    other = [f"{name} was {before[name]}" for name in options if before[name] != options[name]]
+    if other:
+        raise SystemExit(f"{folder} is of other options: {', '.join(other)}; give another --name")
 
 
 def chosen(name: str, rate: float | None, seed: int, target: int) -> Attack | None:

@@ -147,6 +147,17 @@ def test_a_table_is_reproduced_and_goes_on_where_it_stopped(tmp_path):
     assert ", poison: where-clip-errs\n" in printed
 
 
+def test_victims_of_other_options_are_not_used_for_these(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    reproduce = importlib.import_module("reproduce")
+    folder = tmp_path / "cifar10-resnet9" / "seed-0"
+    reproduce.claim(folder, {"epochs": "12", "target": "0"})
+    reproduce.claim(folder, {"epochs": "12", "target": "0"})
+    with pytest.raises(SystemExit, match=r"epochs was 12, target was 0; give another --name"):
+        reproduce.claim(folder, {"epochs": "30", "target": "3"})
+    reproduce.claim(folder.with_name("seed-1"), {"epochs": "30", "target": "3"})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tiny_clip_is_trained_on_any_pictures_and_can_be_backdoored(tmp_path):
