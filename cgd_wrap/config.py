@@ -64,8 +64,9 @@ class CGDConfig:
         corner_power: the unlearning weighs a sample by ``(clip_rank (1 - suspicious_rank))`` to
             this power, >= 0; 0 weighs all alike, as the paper does.
         doubt_labels: how probably a triggered sample's label is wrong, by this weight, or by
-            :func:`suspects.probability_of_poison`, as far as CLIP denies the label, where that is
-            higher: tell the teacher, and weigh the guidance by it. Paper: no.
+            :class:`suspects.Suspicion`'s probability of poison, as far as CLIP denies the label,
+            where that is higher: tell the teacher, and weigh the guidance by it; in a class that
+            only CLIP's denial makes suspected, the unlearning and the exposure, too. Paper: no.
         normalise_by: ``"expectation"`` divides all three sums of the loss by the number of clean
             samples that a batch holds on average: alpha and beta then say what a triggered sample
             weighs against a clean one, and the loss is linear in the samples, so that gradient

@@ -22,18 +22,20 @@ class SuspectedClass:
         confidence: probability that the class' suspicion is above what honest classes have, taking
             its error for normal, in [0, 1].
         poisoned: estimated share of its samples that are poisoned, in [0, 1].
+        slow: only CLIP's flat denial of its labels says so; they weren't learned fast.
     """
 
     label: int
     confidence: float
     poisoned: float
+    slow: bool = False
 
 
 @dataclass(frozen=True)
 class PoisonEstimate:
     """What a scan says of the attack; no class and a rate of 0 where it found nothing.
 
-    The rate is the mean of :func:`suspects.probability_of_poison`; ``examples/results/table.md``
+    The rate is the mean of :class:`suspects.Suspicion`'s probability; ``examples/results/table.md``
     has it beside the true rates.
 
     Attributes:
@@ -71,6 +73,7 @@ def estimate_poison(
             label=label,
             confidence=0.5 * (1 + math.erf(float(evidence[label]) / math.sqrt(2))),
             poisoned=float(probability[(labels == label) & readable].mean()),
+            slow=bool(suspicion.slow[label]),
         )
         for label in evidence.argsort(descending=True).tolist()
         if suspected[label]

@@ -239,9 +239,11 @@ class CGDGuard:
             logger.info("No sign of an attack: no class stands out.")
         for found in estimate.classes:
             logger.info(
-                "An attack seems to aim at %s: %.1f%% of its samples look poisoned.",
-                self.class_names[found.label], 100 * found.poisoned,
-            )  # fmt: skip
+                "An attack seems to aim at %s%s: %.1f%% of its samples look poisoned.",
+                self.class_names[found.label],
+                ", or many of its labels are wrong" if found.slow else "",
+                100 * found.poisoned,
+            )
 
     def _given_suspicious(self) -> nn.Module | None:
         if isinstance(self.suspicious, (str, Path)):

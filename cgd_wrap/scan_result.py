@@ -174,6 +174,9 @@ class ScanResult:
             doubt[triggered] = torch.maximum(
                 weight[triggered], self.poison_probability[triggered] * denied
             )
+            # Slow poison is not in the corner.
+            slow = [found.label for found in self.poison_estimate.classes if found.slow]
+            weight = torch.where(torch.isin(labels, labels.new_tensor(slow)), doubt, weight)
             teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
         return SampleTable(
             labels=labels,

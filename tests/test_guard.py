@@ -35,7 +35,7 @@ import cgd_wrap
 from cgd_wrap import CGDGuard
 from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
-from cgd_wrap.estimate import PoisonEstimate
+from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
 from cgd_wrap.exposure import Draw, unpack
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
@@ -225,6 +225,25 @@ def test_guidance_doubts_a_label_that_clip_denies_by_its_probability_of_being_po
     torch.testing.assert_close(weight[~denied], corner[~denied])
     belief = (tables[1]["teacher"] - tables[0]["teacher"])[rows, given]
     assert torch.equal(belief < 0, denied & (corner < 0.9))
+
+
+def test_poison_that_was_learned_slowly_is_unlearned_by_its_probability(guard):
+    triggered, config = guard.split.triggered, guard.config.replace(corner_power=8.0)
+    given, rows = guard.targets[triggered], torch.arange(int(triggered.sum()))
+    teacher = torch.zeros(len(rows), 3)
+    teacher[rows, given] = -20.0
+    fast, slow = (
+        replace(
+            guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), 0.9),
+            poison_estimate=PoisonEstimate(0.9, (SuspectedClass(1, 1.0, 0.9, slow=only),)),
+        ).table(guard.targets, config).tensors
+        for only in (False, True)
+    )  # fmt: skip
+    before, after = (table["triggered_weight"][triggered] for table in (fast, slow))
+    assert bool((before[given == 1] < 0.9).any())
+    torch.testing.assert_close(after[given == 1], before[given == 1].clamp(min=0.9))
+    assert torch.equal(after[given != 1], before[given != 1])
+    assert torch.equal(slow["guidance_weight"], fast["guidance_weight"])
 
 
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):

@@ -14,11 +14,13 @@ from cgd_wrap.split import Split
 from cgd_wrap.suspects import (
     AT_THE_TIP,
     CHANCE,
+    DENIED,
     ENOUGH,
     POWER,
     TIP,
     Suspicion,
     evidence_of_attack,
+    evidence_of_denial,
     probability_of_poison,
     revised,
 )
@@ -54,14 +56,16 @@ def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts
     """``given``: the ranks, and the suspected classes."""
     *ranks, suspected = given
     evidence = 2 * ENOUGH * suspected
-    suspicion = Suspicion(evidence, probability_of_poison(labels, *given))
+    probability = probability_of_poison(labels, *given)
+    suspicion = Suspicion(evidence, probability, torch.zeros_like(suspected))
     return revised(before, labels, *ranks, suspicion, **cuts)
 
 
 def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:
     """``given``: the ranks, and the evidence."""
     *ranks, evidence = given
-    suspicion = Suspicion(evidence, probability_of_poison(labels, *ranks, evidence > ENOUGH))
+    probability = probability_of_poison(labels, *ranks, evidence > ENOUGH)
+    suspicion = Suspicion(evidence, probability, torch.zeros_like(evidence, dtype=torch.bool))
     return estimate_poison(labels, suspicion, sum(ranks).isfinite())
 
 
@@ -260,6 +264,66 @@ def test_auto_takes_back_what_is_plainly_no_poison():
     assert int(back.sum()) > 20
     assert bool((before.mixed & (labels == 4))[back].all())
     assert float((clip_rank * (1 - suspicious_rank))[back].max()) < 0.6
+
+
+def denied_map(count: int, rank: float = 0.9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``count`` samples of class 4 that CLIP denies flatly, learned as slowly as ``rank`` says."""
+    labels, clip_rank, suspicious_rank = honest_map()
+    poison = (labels == 4).nonzero().squeeze(1)[:count]
+    clip_rank[poison] = torch.linspace(0.9901, 1.0, count, dtype=torch.float64)
+    suspicious_rank[poison] = rank
+    return labels, clip_rank, suspicious_rank
+
+
+def suspicion_of(labels: torch.Tensor, *ranks: torch.Tensor) -> Suspicion:
+    return Suspicion.of(labels, *ranks, split_by_rank(*ranks).triggered)
+
+
+@pytest.mark.parametrize("count", [100, 300])
+def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
+    given = denied_map(count)
+    assert names(suspects(*given)) == []
+    suspicion = suspicion_of(*given)
+    assert names(suspicion.suspected) == [4]
+    members = suspicion.probability[given[0] == 4]
+    assert float(members[:count].mean()) > 0.85
+    assert 0.8 * count < float(members.sum()) < 2 * count
+    assert not bool(suspicion.probability[given[0] != 4].any())
+    estimate = estimate_poison(given[0], suspicion, given[1].isfinite())
+    assert [(found.label, found.slow) for found in estimate.classes] == [(4, True)]
+
+
+def test_what_is_suspected_for_its_corner_is_judged_by_that():
+    given = denied_map(60, rank=0.02)
+    suspected = suspects(*given)
+    assert names(suspected) == [4] == names(evidence_of_denial(*given[:2]) > ENOUGH)
+    assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clip_denies_no_honest_class_more_than_it_may(seed):
+    assert names(suspicion_of(*honest_map(seed)).suspected) == []
+
+
+def test_a_class_that_clip_finds_hard_is_not_denied():
+    labels, clip_rank, _ = denied_map(round(DENIED * PER_CLASS))
+    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+    labels, clip_rank, _ = denied_map(60)
+    next_one = (labels == 5).nonzero().squeeze(1)[:30]
+    clip_rank[next_one] = 0.995
+    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+
+
+def test_a_class_that_clip_does_not_know_is_not_denied():
+    labels, clip_rank, _ = denied_map(100)
+    members = (labels == 4).nonzero().squeeze(1)[100:]
+    clip_rank[members] = torch.linspace(0.4, 0.98, len(members), dtype=torch.float64)
+    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+
+
+def test_one_class_alone_has_none_to_stand_out_from():
+    ranks = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert names(evidence_of_denial(torch.zeros(1000, dtype=torch.int64), ranks) > ENOUGH) == []
 
 
 @pytest.mark.parametrize("count", [200, 800])
