@@ -142,10 +142,11 @@ def evidence_of_denial(
 
     It finds dirty-label poison that was learned no faster than honest samples: of rare poison, or
     of triggers that are hard to learn. An honest class may have DENIED of its samples among the
-    hundredth that CLIP denies most, or DENIED_ELSEWHERE times what the next class has. On real
-    CIFAR-10 we saw up to 0.020 and 1.5 times that in honest data, with CLIPs of 48 to 84%
-    zero-shot accuracy and 10 or 20 classes, and 0.048 and 4.7 times or more in the target of five
-    attacks at 1% that no other measure had found. A class that CLIP doesn't know shows nothing.
+    hundredth that CLIP denies most, or DENIED_ELSEWHERE times what the next class has, so that two
+    targets hide each other. On real CIFAR-10 we saw up to 0.023 and 1.5 times that in honest data,
+    with CLIPs of 48 to 84% zero-shot accuracy and 10 or 20 classes, and 0.048 and 4.7 times or more
+    in the target of five attacks, at 1 and 5%, that no other measure had found. A class that CLIP
+    doesn't know shows nothing.
 
     Args:
         labels: given labels.
