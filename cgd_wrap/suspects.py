@@ -43,9 +43,9 @@ class Suspicion:
     Attributes:
         evidence: of :func:`evidence_of_attack`, by class, up to the largest label; where that
             isn't enough, of :func:`evidence_of_denial`, if it is.
-        probability: of being poisoned, by sample; see :func:`probability_of_poison` and
-            :func:`probability_by_denial`.
-        slow: classes that only CLIP's denial makes suspected.
+        probability: of being poisoned, by sample; see :func:`probability_of_poison`.
+        slow: classes that only CLIP's denial makes suspected; there the two kinds are told by
+            ``clip_rank ** DENIAL_POWER``.
     """
 
     evidence: Float[Tensor, "classes"]
@@ -71,7 +71,7 @@ class Suspicion:
         fast = evidence > ENOUGH
         slow = (denial > ENOUGH) & ~fast
         probability = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
-        probability += probability_by_denial(labels, clip_rank, slow)
+        probability += _of_two_kinds(labels, clip_rank**DENIAL_POWER, slow)
         return cls(torch.where(slow, denial, evidence), probability, slow)
 
 
@@ -143,10 +143,10 @@ def evidence_of_denial(
     It finds dirty-label poison that was learned no faster than honest samples: of rare poison, or
     of triggers that are hard to learn. An honest class may have DENIED of its samples among the
     hundredth that CLIP denies most, or DENIED_ELSEWHERE times what the next class has, so that two
-    targets hide each other. On real CIFAR-10 we saw up to 0.023 and 1.5 times that in honest data,
-    with CLIPs of 48 to 84% zero-shot accuracy and 10 or 20 classes, and 0.048 and 4.7 times or more
+    targets hide each other. On real CIFAR-10 we saw up to 0.024 and 1.4 times that in honest data,
+    with CLIPs of 48 to 84% zero-shot accuracy and 10 or 20 classes, and 0.048 and 5 times or more
     in the target of five attacks, at 1 and 5%, that no other measure had found. A class that CLIP
-    doesn't know shows nothing.
+    doesn't know shows nothing: under a wrong name, 0.054 and 1.7 times.
 
     Args:
         labels: given labels.
@@ -202,25 +202,10 @@ def probability_of_poison(
     return _of_two_kinds(labels, clip_rank * (1 - suspicious_rank), suspected)
 
 
-def probability_by_denial(
-    labels: Int[Tensor, "n"], clip_rank: Float[Tensor, "n"], suspected: Bool[Tensor, "classes"]
-) -> Float[Tensor, "n"]:
-    """As :func:`probability_of_poison`, by ``clip_rank ** DENIAL_POWER``.
-
-    Args:
-        labels: given labels.
-        clip_rank: rank of the label's NLL under CLIP, in (0, 1].
-        suspected: classes with more than ENOUGH of :func:`evidence_of_denial` alone.
-
-    Returns:
-        float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
-    """
-    return _of_two_kinds(labels, clip_rank**DENIAL_POWER, suspected)
-
-
 def _of_two_kinds(
     labels: Int[Tensor, "n"], place: Float[Tensor, "n"], suspected: Bool[Tensor, "classes"]
 ) -> Float[Tensor, "n"]:
+    """Each suspected class' probabilities of the higher kind, by a place in [0, 1]; 0 elsewhere."""
     probability = torch.zeros(len(labels), dtype=torch.float64)
     for label in suspected.nonzero().squeeze(1):
         members = ((labels == label) & place.isfinite()).nonzero().squeeze(1)

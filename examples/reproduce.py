@@ -12,6 +12,7 @@ B/runs.jsonl` prints the table of several.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import time
@@ -35,7 +36,7 @@ from cgd_wrap import CGDConfig
 from cgd_wrap.adapters.backdoorbench.networks import build_network
 from cgd_wrap.attacks import Attack, FittedAttack
 from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
-from cgd_wrap.cache import write_json
+from cgd_wrap.cache import write_atomically, write_json
 from cgd_wrap.drill import Experiment, Recipe, train_classifier
 from cgd_wrap.drill.outcome import compared
 from cgd_wrap.metrics import detection_figures
@@ -75,9 +76,9 @@ class Bench:
         if path.is_file():
             return self.experiment.network(torch.load(path, weights_only=True)).eval()
         model = self.experiment.train_victim(data, name)
-        partial = path.with_suffix(".part")
-        torch.save(model.state_dict(), partial)
-        partial.replace(path)
+        weights = io.BytesIO()
+        torch.save(model.state_dict(), weights)
+        write_atomically(path, weights.getvalue())
         return model
 
     def run(
