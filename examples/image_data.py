@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,14 @@ class Pictures(torch.utils.data.Dataset):
         side: pixels that each is resized to; None takes that of the first one.
     """
 
-    def __init__(self, data: Any, rows: range | None = None, side: int | None = None) -> None:
+    def __init__(
+        self, data: Any, rows: Sequence[int] | None = None, side: int | None = None
+    ) -> None:
         layout = find_layout(data)
-        rows = range(len(data)) if rows is None else rows[: max(0, len(data) - rows.start)]
         self.images, self.targets = [], []
-        for index in rows:
+        for index in range(len(data)) if rows is None else rows:
+            if index >= len(data):
+                continue
             sample = data[index]
             image = layout.image_of(sample).convert("RGB")
             side = side or min(image.size)

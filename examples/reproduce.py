@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from adaptive import target_probability
 from baselines import kept_by
+from device_batches import training_on
 from image_data import Pictures, read_data
 from tables import as_tables, key_of, read_runs
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -90,11 +91,11 @@ class Bench:
             attack = attack.fit(experiment.train, cache_dir=self.folder / "attacks")
         if attack is not None and where_clip_errs:
             attack = attack.ranked_by(self.probability_of(attack.target))
-        if self.clean is None:
-            self.clean = self.model("clean", experiment.clean())
         measured = attack or ATTACKS["badnets"]()
         data = experiment.clean() if attack is None else experiment.poisoned(attack)
         victim = self.model(name, data) if attack else self.model("clean", data)
+        if self.clean is None:
+            self.clean = self.model("clean", experiment.clean())
         before = experiment.measure(victim, measured)
         started = time.perf_counter()
         model, found = self.defended(attack, victim, data, name, method, seconds)
@@ -188,8 +189,8 @@ def network_of(name: str, num_classes: int) -> nn.Module:
 
 
 def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
-    train = Pictures(read_data(args.data, "train"), args.train_rows, args.side)
-    test = Pictures(read_data(args.data, "test"), args.test_rows, train.side)
+    train = Pictures(read_data(args.data, "train"), one_by_one(args.train_rows), args.side)
+    test = Pictures(read_data(args.data, "test"), one_by_one(args.test_rows), train.side)
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     plain = [transforms.ToTensor(), normalise]
     crop = transforms.RandomCrop(train.side, padding=train.side // 8)
@@ -197,15 +198,21 @@ def experiment_of(args: argparse.Namespace, seed: int) -> Experiment:
     if not train.classes:
         raise SystemExit("the data set doesn't name its classes: pass --class-names")
     architecture = network_of(args.model, len(train.classes)) if args.model else None
+    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
+    recipe = Recipe(
+        args.epochs, args.batch_size, args.max_rate, widths=tuple(args.widths), bf16=args.bf16
+    )
+    train_on_device = training_on(
+        accelerator.device, recipe, normalise,
+        seed=seed, num_workers=args.workers, progress=not args.quiet,
+    )  # fmt: skip
     return Experiment(
         train, test,
         train_transform=transforms.Compose([crop, transforms.RandomHorizontalFlip(), *plain]),
         test_transform=transforms.Compose(plain),
-        clip=args.clip, architecture=architecture, seed=seed, progress=not args.quiet,
-        recipe=Recipe(
-            args.epochs, args.batch_size, args.max_rate, widths=tuple(args.widths), bf16=args.bf16
-        ),
-        accelerator=Accelerator(mixed_precision="bf16" if args.bf16 else "no"),
+        clip=args.clip, architecture=architecture, recipe=recipe, seed=seed,
+        train_model=train_on_device if accelerator.device.type == "cuda" else None,
+        num_workers=args.workers, progress=not args.quiet, accelerator=accelerator,
     )  # fmt: skip
 
 
@@ -265,10 +272,13 @@ def chosen(name: str, rate: float | None, seed: int, target: int) -> Attack | No
     return attack_of(name, seed=seed, target=target, **({} if rate is None else {"rate": rate}))
 
 
-def rows(text: str) -> range:
-    """A range of rows, written as START:STOP."""
-    start, stop = text.split(":")
-    return range(int(start), int(stop))
+def rows(text: str) -> list[range]:
+    """Ranges of rows, written as START:STOP,START:STOP."""
+    return [range(*map(int, part.split(":"))) for part in text.split(",")]
+
+
+def one_by_one(ranges: list[range] | None) -> list[int] | None:
+    return None if ranges is None else [row for part in ranges for row in part]
 
 
 def main() -> None:
@@ -289,14 +299,15 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=METHODS, default=["none", "default"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--model", help="preactresnet18, or a timm name; default: a ResNet-9")
-    parser.add_argument("--train-rows", type=rows, metavar="A:B", help="default: all")
-    parser.add_argument("--test-rows", type=rows, metavar="A:B", help="default: all")
+    parser.add_argument("--train-rows", type=rows, metavar="A:B,..", help="default: all")
+    parser.add_argument("--test-rows", type=rows, metavar="A:B,..", help="default: all")
     parser.add_argument("--side", type=int, help="pixels; default: the first image's")
     parser.add_argument("--epochs", type=int, default=12, help="of the victims")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--max-rate", type=float, default=0.2, help="highest learning rate")
     parser.add_argument("--widths", nargs=4, type=int, default=[16, 32, 64, 128])
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, on a CPU with it")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, on what has it")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -9,8 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from launching import run_python
 from PIL.Image import Resampling, Transpose
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from torchvision import transforms
 
 from cgd_wrap.attacks.catalogue import ATTACKS
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -33,6 +37,7 @@ TOOLS = {
     "adaptive",
     "baselines",
     "cifar10",
+    "device_batches",
     "image_data",
     "reproduce",
     "tables",
@@ -156,6 +161,32 @@ def test_victims_of_other_options_are_not_used_for_these(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"epochs was 12, target was 0; give another --name"):
         reproduce.claim(folder, {"epochs": "30", "target": "3"})
     reproduce.claim(folder.with_name("seed-1"), {"epochs": "30", "target": "3"})
+
+
+def test_batches_on_a_device_are_what_the_transforms_give(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    device_batches = importlib.import_module("device_batches")
+    normalise = transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    padded = transforms.Compose([transforms.Pad(4), transforms.ToTensor(), normalise])
+    data = ATTACKS["badnets"](rate=0.5).poison(ShapesDataset(40, 3), padded)
+    some = Subset(data, list(range(39, 9, -1)))
+    batches = device_batches.DeviceBatches(some, 8, torch.device("cpu"), normalise, seed=0)
+    assert len(batches) == 3
+    passes = [[(images, labels) for images, labels in batches] for _ in range(2)]
+    assert not torch.equal(passes[0][0][0], passes[1][0][0])
+    side = data[0][0].shape[-1] - 8
+    crops = torch.stack(  # every shift of every image, and each mirrored
+        [
+            F.unfold(image[None], side)[0].T.unflatten(1, (3, side, side))
+            for image in (some[index][0] for index in range(len(some)))
+        ]
+    )
+    crops = torch.cat([crops, crops.flip(-1)], dim=1)
+    for images, labels in passes[0]:
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        for image, label in zip(images, labels, strict=True):
+            found = ((crops - image).abs().amax((2, 3, 4)) < 1e-5).any(1)
+            assert [some[index][1] for index in found.nonzero().flatten().tolist()] == [int(label)]
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -36,6 +37,14 @@ class Recipe:
     bf16: bool = False
 
 
+class Batches(Protocol):
+    """What a training loop needs of a loader: passes over (images, labels), and their length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
 def train_classifier(
     model: nn.Module,
     dataset: Dataset[Any],
@@ -57,12 +66,25 @@ def train_classifier(
         num_workers: of the loader.
         progress: draw a progress bar.
     """
-    device = next(model.parameters()).device
     loader: DataLoader[Any] = DataLoader(
         dataset, batch_size=min(recipe.batch_size, len(dataset)),  # type: ignore[arg-type]
         shuffle=True, drop_last=True, num_workers=num_workers,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
+    train_on_batches(model, loader, recipe, seed=seed, title=title, progress=progress)
+
+
+def train_on_batches(
+    model: nn.Module,
+    loader: Batches,
+    recipe: Recipe,
+    *,
+    seed: int,
+    title: str,
+    progress: bool = True,
+) -> None:
+    """:func:`train_classifier`, from batches that the loader makes."""
+    device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.max_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay,
