@@ -22,7 +22,8 @@ class SuspectedClass:
         confidence: probability that the class' suspicion is above what honest classes have, taking
             its error for normal, in [0, 1].
         poisoned: estimated share of its samples that are poisoned, in [0, 1].
-        slow: only CLIP's flat denial of its labels says so; they weren't learned fast.
+        slow: CLIP's flat denial of its labels tells which, not how fast they were learned; many
+            labels that are wrong for another reason look the same.
     """
 
     label: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts
     *ranks, suspected = given
     evidence = 2 * ENOUGH * suspected
     probability = probability_of_poison(labels, *given)
-    suspicion = Suspicion(evidence, probability, torch.zeros_like(suspected))
+    suspicion = Suspicion(evidence, probability, torch.zeros_like(suspected), probability)
     return revised(before, labels, *ranks, suspicion, **cuts)
 
 
@@ -65,7 +66,8 @@ def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:
     """``given``: the ranks, and the evidence."""
     *ranks, evidence = given
     probability = probability_of_poison(labels, *ranks, evidence > ENOUGH)
-    suspicion = Suspicion(evidence, probability, torch.zeros_like(evidence, dtype=torch.bool))
+    none = torch.zeros_like(evidence, dtype=torch.bool)
+    suspicion = Suspicion(evidence, probability, none, probability)
     return estimate_poison(labels, suspicion, sum(ranks).isfinite())
 
 
@@ -295,9 +297,60 @@ def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
 
 def test_what_is_suspected_for_its_corner_is_judged_by_that():
     given = denied_map(60, rank=0.02)
+    given[1][(given[0] == 4) & (given[1] <= 0.99)] *= 0.8  # CLIP mistakes few of the honest ones
     suspected = suspects(*given)
     assert names(suspected) == [4] == names(evidence_of_denial(*given[:2]) > ENOUGH)
     assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
+
+
+def partly_fast_map(count: int = 400) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``count`` samples of class 4 that CLIP denies; a fifth was learned fast, the others not."""
+    labels, clip_rank, suspicious_rank = honest_map()
+    poison = (labels == 4).nonzero().squeeze(1)[:count]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    clip_rank[poison] = torch.linspace(0.93, 1.0, count, dtype=torch.float64)[order]
+    suspicious_rank[poison] = torch.linspace(0.3, 0.9, count, dtype=torch.float64)
+    suspicious_rank[poison[: count // 5]] = 0.02
+    return labels, clip_rank, suspicious_rank
+
+
+def test_poison_that_was_learned_fast_in_part_is_told_by_clips_denial():
+    given = partly_fast_map()
+    suspected = suspects(*given)
+    assert names(suspected) == [4]
+    suspicion, members = suspicion_of(*given), given[0] == 4
+    assert names(suspicion.slow) == [4]
+    by_corner = probability_of_poison(*given, suspected)
+    assert int((by_corner[members][:400] > 0.5).sum()) < 200
+    assert int((suspicion.probability[members][:400] > 0.5).sum()) > 350
+    assert float(suspicion.probability.sum()) == pytest.approx(400, rel=0.2)
+    either = torch.maximum(suspicion.probability, by_corner)
+    assert torch.equal(suspicion.probability_at_most, either)
+
+
+def test_what_may_be_poison_by_either_place_leaves_the_clean_split():
+    labels, *ranks = partly_fast_map()
+    before = split_by_rank(*ranks)
+    suspicion = suspicion_of(labels, *ranks)
+    passed = (before.clean & (labels == 4)).nonzero().squeeze(1)
+    doubtful = passed[ranks[0][passed].topk(100).indices]  # not in the quarter that is kept
+    at_most = suspicion.probability_at_most.clone()
+    at_most[doubtful] = 0.5
+    for changed, stay in ((suspicion, 100), (replace(suspicion, probability_at_most=at_most), 0)):
+        after = revised(before, labels, *ranks, changed, corner_cut=None, poison_cut=0.3, auto=True)
+        assert int(after.clean[doubtful].sum()) == stay
+        assert int(after.mixed[doubtful].sum()) == 100 - stay
+
+
+def test_a_slow_class_keeps_the_quarter_that_clip_denies_least():
+    labels, *ranks = denied_map(300)
+    before, suspicion = split_by_rank(*ranks), suspicion_of(labels, *ranks)
+    assert names(suspicion.slow) == [4]
+    after = revised(before, labels, *ranks, suspicion, corner_cut=None, poison_cut=-1.0)
+    passed = before.clean & (labels == 4)
+    kept = after.clean & (labels == 4)
+    assert int(kept.sum()) == math.ceil(int(passed.sum()) / 4)
+    assert float(ranks[0][kept].max()) < float(ranks[0][passed & ~kept].min())
 
 
 @pytest.mark.parametrize("seed", range(5))
