@@ -297,7 +297,6 @@ def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
 
 def test_what_is_suspected_for_its_corner_is_judged_by_that():
     given = denied_map(60, rank=0.02)
-    given[1][(given[0] == 4) & (given[1] <= 0.99)] *= 0.8  # CLIP mistakes few of the honest ones
     suspected = suspects(*given)
     assert names(suspected) == [4] == names(evidence_of_denial(*given[:2]) > ENOUGH)
     assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
