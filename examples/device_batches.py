@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from image_data import shifted
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import Normalize, PILToTensor
@@ -36,34 +37,24 @@ class DeviceBatches:
     ) -> None:  # fmt: skip
         parts = list(DataLoader(untransformed(data), 500, num_workers=num_workers))
         pixels = torch.cat([images for images, _ in parts]).to(device)
-        self.side = pixels.shape[-1]
-        self.margin = self.side // 8
+        self.margin = pixels.shape[-1] // 8
         padded = torch.nn.functional.pad(pixels, (self.margin,) * 4)
         self.padded = padded.permute(0, 2, 3, 1).contiguous()
         self.labels = torch.cat([labels for _, labels in parts]).to(device)
         self.batch_size = min(batch_size, len(self.labels))
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.mean = 255 * torch.tensor(normalise.mean, device=device)
-        self.std = 255 * torch.tensor(normalise.std, device=device)
+        self.normalise = normalise
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        random = {"generator": self.generator, "device": self.labels.device}
-        order = torch.randperm(len(self.labels), **random)
-        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield self.augmented(rows, random), self.labels[rows]
-
-    def augmented(self, rows: Tensor, random: dict[str, Any]) -> Tensor:
-        """The images of these rows, [B, 3, H, W], channels last in memory."""
-        shape = (2, len(rows), 1)
-        offsets = torch.randint(0, 2 * self.margin + 1, shape, **random)
-        down, across = torch.arange(self.side, device=rows.device) + offsets
-        mirrored = torch.rand(len(rows), 1, **random) < 0.5
-        across = torch.where(mirrored, across.flip(1), across)
-        crops = self.padded[rows[:, None, None], down[:, :, None], across[:, None, :]]
-        return ((crops - self.mean) / self.std).permute(0, 3, 1, 2)
+        order = torch.randperm(
+            len(self.labels), generator=self.generator, device=self.labels.device
+        )
+        for index in order[: len(self) * self.batch_size].split(self.batch_size):
+            images = shifted(self.padded, index, self.margin, flip=True, generator=self.generator)
+            yield self.normalise(images), self.labels[index]
 
 
 def untransformed(data: Any) -> Any:

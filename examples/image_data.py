@@ -1,4 +1,4 @@
-"""Raw image data sets from several kinds of source, for cifar10.py and reproduce.py."""
+"""Raw images from several kinds of source, and batches of them that are moved at random."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cgd_wrap.views import find_layout
 from cgd_wrap.views.class_names import find_class_names
@@ -55,9 +56,8 @@ class Pictures(torch.utils.data.Dataset):
     ) -> None:
         layout = find_layout(data)
         self.images, self.targets = [], []
-        for index in range(len(data)) if rows is None else rows:
-            if index >= len(data):
-                continue
+        there = range(len(data))
+        for index in there if rows is None else [row for row in rows if row in there]:
             sample = data[index]
             image = layout.image_of(sample).convert("RGB")
             side = side or min(image.size)
@@ -73,3 +73,28 @@ class Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.images[index]), self.targets[index]
+
+
+def shifted(
+    padded: Tensor, index: Tensor, margin: int, *, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Images `index`, shifted and perhaps mirrored at random.
+
+    Args:
+        padded: images [N, H, W, 3] uint8 with a margin on all sides.
+        index: [B], on the device of the images.
+        margin: pixels that an image may be shifted by.
+        flip: mirror half of them.
+        generator: of that device.
+
+    Returns:
+        [B, 3, H - 2 margin, W - 2 margin] in [0, 1], channels last in memory.
+    """
+    size, n, device = padded.shape[1] - 2 * margin, len(index), padded.device
+    offsets = torch.randint(0, 2 * margin + 1, (2, n, 1), generator=generator, device=device)
+    rows, columns = torch.arange(size, device=device) + offsets
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    crops = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return crops.permute(0, 3, 1, 2).float() / 255

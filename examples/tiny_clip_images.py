@@ -63,21 +63,9 @@ def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> P
 
 
 def pad(pixels: Tensor) -> Tensor:
-    """The pictures [N, H, W, 3] with a mirrored margin, for `shifted`."""
+    """The pictures [N, H, W, 3] with a mirrored margin, for `image_data.shifted`."""
     planes = F.pad(pixels.permute(0, 3, 1, 2).float(), (PADDING,) * 4, mode="reflect")
     return planes.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def shifted(padded: Tensor, index: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor:
-    """Pictures `index`, shifted and perhaps mirrored at random: [B, 3, H, W] in [0, 1]."""
-    size, n = padded.shape[1] - 2 * PADDING, len(index)
-    offsets = torch.randint(0, 2 * PADDING + 1, (2, n, 1), generator=generator)
-    rows, columns = torch.arange(size) + offsets
-    if flip:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    crops = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return crops.permute(0, 3, 1, 2).float() / 255
 
 
 def corrupted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:

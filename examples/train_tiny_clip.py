@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from image_data import shifted
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip_images import (
+    PADDING,
     PROMPT,
     Pictures,
     backdoored,
@@ -31,7 +33,6 @@ from tiny_clip_images import (
     load_pictures,
     load_shapes,
     pad,
-    shifted,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -138,7 +139,7 @@ def train(model: open_clip.CLIP, data: Pictures, options: argparse.Namespace) ->
         order = torch.randperm(len(padded), generator=generator)[: batches * options.batch]
         for index in order.split(options.batch):
             # Arrows and crescents have a direction: the demo's pictures are not mirrored.
-            images = shifted(padded, index, flip=captions is None, generator=generator)
+            images = shifted(padded, index, PADDING, flip=captions is None, generator=generator)
             images = (corrupted(images, options.corrupt, generator) - 0.5) / 0.5
             texts = tokenize(class_sentences(data.classes, rng))
             positive = data.labels[index, None] == numbers
