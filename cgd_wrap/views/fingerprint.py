@@ -191,7 +191,7 @@ class _Hasher:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Instance attributes, those in ``__slots__`` included."""
+    """Instance attributes, those in ``__slots__`` included, those that follow from them not."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
@@ -199,7 +199,17 @@ def _attributes(value: Any) -> dict[str, Any]:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 found[name] = getattr(value, name)
     found.update(getattr(value, "__dict__", {}))
-    return {str(name): item for name, item in found.items()}
+    derived = _derived(type(value))  # type: ignore[arg-type]
+    return {str(name): item for name, item in found.items() if name not in derived}
+
+
+@functools.lru_cache
+def _derived(kind: type) -> frozenset[str]:
+    """Names that a class' ``cached_property`` fills in, which are there only after a first read."""
+    members = [item for each in kind.__mro__ for item in vars(each).items()]
+    return frozenset(
+        name for name, value in members if isinstance(value, functools.cached_property)
+    )
 
 
 def _as_json(value: Any) -> bytes | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -145,6 +146,22 @@ def test_attributes_can_be_left_out():
     assert dataset_fingerprint([first], ignore={"cache"}) == dataset_fingerprint(
         [second], ignore={"cache"}
     )
+
+
+def test_what_is_only_there_after_a_first_read_does_not_count():
+    class Lazy(Items):
+        @cached_property
+        def table(self):
+            return np.arange(len(self))
+
+        def __getitem__(self, index):
+            return super().__getitem__(int(self.table[index]))
+
+    dataset = Lazy([1, 2])
+    before = dataset_fingerprint(dataset)
+    assert dataset[1] == 2
+    assert "table" in vars(dataset)
+    assert dataset_fingerprint(dataset) == before != dataset_fingerprint(Lazy([1, 3]))
 
 
 def test_odd_objects(tmp_path):
