@@ -89,6 +89,10 @@ class CGDConfig:
         late_exposure: what part of ``exposure_rate`` the later epochs have, in [0, 1]. In a repair,
             at a small learning rate, they get back the clean accuracy that the blends cost; without
             any, the network would forget what they taught. Paper: none.
+        poison_oversampling: triggered samples that are likelier poisoned than not and rarer than
+            this share of all samples are drawn up to five times an epoch, to come to it. In [0, 1].
+            Few of them teach too little: of low-frequency triggers at 1%, on real CIFAR-10, 6.0%
+            ASR were left where each was drawn once. Paper: 0.
         keep_mixed: whether mixed samples are in the batches. They carry no loss; BatchNorm sees
             them. Paper: yes.
         scaled_clip_logits: multiply CLIP's cosines by its logit scale (and add its bias). The
@@ -154,6 +158,7 @@ class CGDConfig:
     exposure_epochs: int | None = None
     early_exposure: float | None = None
     late_exposure: float = 0.3
+    poison_oversampling: float = 0.05
     keep_mixed: bool = True
     scaled_clip_logits: bool = True
     reference_scores: bool = False
@@ -220,6 +225,7 @@ class CGDConfig:
             "normalise_by": "batch",
             "exposure_rate": 0.0,
             "early_exposure": 1.0,
+            "poison_oversampling": 0.0,
             "scaled_clip_logits": False,
             "reference_scores": True,
             "suspicious_epochs": 5,
@@ -340,6 +346,7 @@ _CHECKS: dict[str, Check] = {
     "exposure_epochs": count(optional=True),
     "early_exposure": number(0, 1, optional=True),
     "late_exposure": number(0, 1),
+    "poison_oversampling": number(0, 1),
     "keep_mixed": _FLAG,
     "scaled_clip_logits": _FLAG,
     "reference_scores": _FLAG,

@@ -171,7 +171,7 @@ class GuardedDataset(Dataset[Any]):
 class BalancedView(Dataset[Any]):
     """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
 
-    Clean samples, filled up to the largest class; triggered samples once; mixed ones as the
+    Clean samples, filled up to the largest class; triggered and mixed ones as the
     configuration says. Its labels are tags. The index map lies in shared memory, so that
     persistent workers see :meth:`set_epoch`.
 

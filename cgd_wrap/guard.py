@@ -356,7 +356,7 @@ class CGDGuard:
         return kept[1]
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
-        """Yields balanced clean samples and every triggered one, as indices into the dataset."""
+        """Yields balanced clean samples and all triggered ones, as indices into the dataset."""
         return BalancedSampler(self.epoch_indices(seed))
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:

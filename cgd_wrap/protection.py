@@ -15,6 +15,8 @@ from cgd_wrap.loss import CGDLoss, Criterion, clean_share
 from cgd_wrap.sampler import EpochIndices
 from cgd_wrap.scan_result import ScanResult
 
+MOST_REPEATS = 5  # of a sample, in an epoch
+
 
 @dataclass(frozen=True, eq=False)
 class Protection:
@@ -38,13 +40,15 @@ class Protection:
     @property
     def epoch_indices(self) -> EpochIndices:
         """Which samples an epoch holds."""
-        split = self.result.split
-        once = split.triggered | split.mixed if self.config.keep_mixed else split.triggered
+        split, config = self.result.split, self.config
+        poison = split.triggered & (self.result.poison_probability > 0.5)
+        times = (split.triggered | (split.mixed & config.keep_mixed)).long()
+        times[poison] = repeats(int(poison.sum()), len(poison), config.poison_oversampling)
         return EpochIndices(
             labels=self.labels,
             clean=split.clean & ~self.result.held_out,
-            once=once,
-            seed=self.config.seed,
+            times=times,
+            seed=config.seed,
             exposure=self._exposure(),
         )
 
@@ -68,3 +72,11 @@ class Protection:
         config = self.config.replace(guidance_weight=self.config.guidance_weight * trust)
         share = clean_share(self.table, self.epoch_indices.of(0))
         return CGDLoss(self.table, share, config, criterion)
+
+
+def repeats(count: int, size: int, share: float) -> int:
+    """How often each of ``count`` samples has to appear to be about a share of ``size``.
+
+    At least once, and at most MOST_REPEATS times: so few images are soon known by heart.
+    """
+    return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)

@@ -17,12 +17,12 @@ from cgd_wrap.exposure import Exposure, unpack
 
 @dataclass(frozen=True, eq=False)
 class EpochIndices:
-    """The index map of each epoch: balanced clean samples, and every other sample once.
+    """The index map of each epoch: balanced clean samples, and the others as often as is said.
 
     Attributes:
         labels: given labels, int64 [N].
         clean: samples to balance over the classes, bool [N].
-        once: samples that appear once, such as the triggered ones, bool [N].
+        times: how often each of the others appears, such as a triggered one, int64 [N].
         seed: of the oversampling, the exposure and the order.
         exposure: of clean draws to suspicious images, or None.
         run: epochs of the training that this is for, where that is known.
@@ -30,7 +30,7 @@ class EpochIndices:
 
     labels: Int[Tensor, "n"]
     clean: Bool[Tensor, "n"]
-    once: Bool[Tensor, "n"]
+    times: Int[Tensor, "n"]
     seed: int = 0
     exposure: Exposure | None = None
     run: int | None = None
@@ -38,21 +38,21 @@ class EpochIndices:
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
         balanced = int(counts.max()) * int((counts > 0).sum()) if counts.numel() else 0
-        return balanced + int(self.once.sum())
+        return balanced + int(self.times.sum())
 
     def of(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch, ordered by part; the same on every process and machine."""
         clean = functional.balanced_indices(
             self.labels, self.clean, generator=self._generator(epoch)
         )
-        return torch.cat([clean, self.once.nonzero().squeeze(1)])
+        return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """:meth:`of` with the epoch's exposures packed into the indices."""
         indices = self.of(epoch)
         if self.exposure is None:
             return indices
-        balanced = len(indices) - int(self.once.sum())
+        balanced = len(indices) - int(self.times.sum())
         generator = self._generator(epoch, stream=2)
         rate = self.exposure.rate_in(epoch, self.run)
         clean = self.exposure.over(indices[:balanced], rate, generator)

@@ -44,7 +44,9 @@ def pairs() -> TensorDataset:
 def epochs_of(labels: torch.Tensor) -> EpochIndices:
     """Classes of different size among the clean ones; the last two samples appear once."""
     index = torch.arange(len(labels))
-    return EpochIndices(labels=labels, clean=index < len(labels) - 2, once=index >= len(labels) - 2)
+    return EpochIndices(
+        labels=labels, clean=index < len(labels) - 2, times=(index >= len(labels) - 2).long()
+    )
 
 
 def view_of(base: Any, layout: SampleLayout = TUPLE) -> BalancedView:

@@ -34,7 +34,11 @@ def exposure(rate: float = 1.0, strength: float = 0.5) -> Exposure:
 def epochs(seed: int = 0, rate: float = 0.5) -> EpochIndices:
     index = torch.arange(SIZE)
     return EpochIndices(
-        labels=index % 3, clean=index < 30, once=index >= 30, seed=seed, exposure=exposure(rate)
+        labels=index % 3,
+        clean=index < 30,
+        times=(index >= 30).long(),
+        seed=seed,
+        exposure=exposure(rate),
     )
 
 

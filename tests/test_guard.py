@@ -37,6 +37,7 @@ from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
 from cgd_wrap.exposure import Draw, unpack
+from cgd_wrap.protection import Protection
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -244,6 +245,26 @@ def test_poison_that_was_learned_slowly_is_unlearned_by_its_probability(guard):
     torch.testing.assert_close(after[given == 1], before[given == 1].clamp(min=0.9))
     assert torch.equal(after[given != 1], before[given != 1])
     assert torch.equal(slow["guidance_weight"], fast["guidance_weight"])
+
+
+@pytest.mark.parametrize(
+    ("samples_of_it", "times"), [(0.0, 1), (1.0, 1), (2.4, 2), (2.6, 3), (20.0, 5)]
+)
+def test_rare_poison_is_drawn_several_times(samples_of_it, times, guard):
+    poison = guard.split.triggered.nonzero().squeeze(1)[:4]
+    probability = torch.zeros(SIZE)
+    probability[poison] = 0.6
+    probability[guard.split.clean] = 0.6  # no less clean for it
+    share = samples_of_it * len(poison) / SIZE
+    config = guard.config.replace(poison_oversampling=share).decided(trained=True)
+    result = replace(guard.result, poison_probability=probability)
+    epochs = Protection(result, guard.targets, config).epoch_indices
+    usual = Protection(guard.result, guard.targets, config).epoch_indices
+    count, before = (torch.bincount(each.of(0), minlength=SIZE) for each in (epochs, usual))
+    assert set(count[poison].tolist()) == {times}
+    count[poison] = 1
+    assert torch.equal(count, before)
+    assert len(epochs) == len(epochs.of(0)) == len(usual) + (times - 1) * len(poison)
 
 
 def test_a_given_suspicious_model_is_used_as_it_is(tmp_path):

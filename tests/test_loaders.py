@@ -28,7 +28,9 @@ BASE = TensorDataset(torch.arange(SIZE).float()[:, None], torch.arange(SIZE) % 4
 INDEX = torch.arange(SIZE)
 # Three clean samples of the first class for every two of the others; every fifth once.
 EPOCHS = EpochIndices(
-    labels=(INDEX % 3 > 0).long() + (INDEX % 3 > 1).long(), clean=INDEX % 5 > 1, once=INDEX % 5 == 0
+    labels=(INDEX % 3 > 0).long() + (INDEX % 3 > 1).long(),
+    clean=INDEX % 5 > 1,
+    times=(INDEX % 5 == 0).long(),
 )
 
 
@@ -122,7 +124,7 @@ def test_epochs_differ_and_hold_the_same_samples():
     first, second = indices_in(found), indices_in(found)
     assert first != second
     assert set(first) == set(second) == set(EPOCHS.of(0).tolist())
-    once = EPOCHS.once.nonzero().squeeze(1).tolist()
+    once = EPOCHS.times.nonzero().squeeze(1).tolist()
     assert {Counter(first)[index] for index in once} == {1}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -17,7 +18,9 @@ def epochs_of(size: int = 60, seed: int = 0) -> EpochIndices:
     """Three classes of different size; two thirds clean, a sixth once, a sixth never."""
     index = torch.arange(size)
     labels = (index % 7 > 2).long() + (index % 7 > 4).long()
-    return EpochIndices(labels=labels, clean=index % 6 < 4, once=index % 6 == 4, seed=seed)
+    return EpochIndices(
+        labels=labels, clean=index % 6 < 4, times=(index % 6 == 4).long(), seed=seed
+    )
 
 
 def test_classes_are_balanced_and_the_others_appear_once():
@@ -30,9 +33,18 @@ def test_classes_are_balanced_and_the_others_appear_once():
         per_class[int(epochs.labels[index])] += counts[index]
     assert len(set(per_class.values())) == 1
     assert {i for i, n in counts.items() if i not in clean and n == 1} == set(
-        epochs.once.nonzero().squeeze(1).tolist()
+        epochs.times.nonzero().squeeze(1).tolist()
     )
     assert sum(counts.values()) == len(epochs) == len(BalancedSampler(epochs))
+
+
+def test_others_appear_as_often_as_is_said():
+    epochs = epochs_of()
+    often = replace(epochs, times=epochs.times * 3)
+    assert Counter(often.of(0).tolist()) == Counter(
+        epochs.of(0).tolist() + 2 * epochs.times.nonzero().squeeze(1).tolist()
+    )
+    assert len(often) == len(often.shuffled(1)) == len(epochs) + 2 * int(epochs.times.sum())
 
 
 def test_order_is_that_of_seed_and_epoch_alone():
@@ -108,7 +120,7 @@ def test_a_rank_outside_is_refused(rank):
 
 def test_an_epoch_without_samples_is_empty():
     nothing = torch.zeros(4, dtype=torch.bool)
-    epochs = EpochIndices(labels=torch.arange(4), clean=nothing, once=nothing)
+    epochs = EpochIndices(labels=torch.arange(4), clean=nothing, times=nothing.long())
     for replicas in (1, 3):
         assert list(BalancedSampler(epochs, num_replicas=replicas)) == []
 
@@ -116,7 +128,7 @@ def test_an_epoch_without_samples_is_empty():
 def test_a_class_without_clean_samples_stays_out():
     labels = torch.tensor([0, 0, 0, 2, 1])
     clean = torch.tensor([True, True, True, True, False])
-    epochs = EpochIndices(labels=labels, clean=clean, once=~clean)
+    epochs = EpochIndices(labels=labels, clean=clean, times=(~clean).long())
     assert Counter(epochs.of(0).tolist()) == {0: 1, 1: 1, 2: 1, 3: 3, 4: 1}
 
 

@@ -57,7 +57,7 @@ def trained(
     epochs = EpochIndices(
         labels=table.tensors["labels"],
         clean=table.tensors["clean"],
-        once=table.tensors["triggered"],
+        times=table.tensors["triggered"].long(),
     )
     dataset = GuardedDataset(base or separable(), SampleLayout(*keys))
     loader = DataLoader(dataset, config.batch_size, sampler=BalancedSampler(epochs))
