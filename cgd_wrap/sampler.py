@@ -23,7 +23,7 @@ class EpochIndices:
         labels: given labels, int64 [N].
         clean: samples to balance over the classes, bool [N].
         times: how often each of the others appears, such as a triggered one, int64 [N].
-        seed: of the oversampling, the exposure and the order.
+        seed: of the balancing, the exposure and the order.
         exposure: of clean draws to suspicious images, or None.
         run: epochs of the training that this is for, where that is known.
     """

@@ -191,7 +191,7 @@ class _Hasher:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Instance attributes, those in ``__slots__`` included, those that follow from them not."""
+    """Instance attributes, those in ``__slots__`` too, but not what a ``cached_property`` keeps."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
