@@ -71,13 +71,15 @@ def load_tokenizer(weights: ClipWeights) -> Any:
     """The tokenizer that belongs to the text tower.
 
     Raises:
-        ClipLoadError: its files are neither here nor reachable.
+        ClipLoadError: its files are neither here nor reachable, or would need code of their own.
     """
     import open_clip
 
     try:
         with _undisturbed():
-            return open_clip.get_tokenizer(weights.tokenizer)
+            # Left out, transformers asks on the terminal whether a repository's code may run.
+            options = {"trust_remote_code": False} if weights.hub_tokenizer else {}
+            return open_clip.get_tokenizer(weights.tokenizer, **options)
     except Exception as error:
         raise ClipLoadError(
             f"the tokenizer of CLIP model {weights.tokenizer!r} cannot be loaded: "

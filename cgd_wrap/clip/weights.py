@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cgd_wrap.clip.configuration import FILE, read_configuration
 from cgd_wrap.errors import ClipLoadError
 
 HUB, DIR = "hf-hub:", "local-dir:"
@@ -25,6 +27,7 @@ class ClipWeights:
         name: open_clip model name: an architecture, or ``local-dir:`` with a folder.
         checkpoint: file with the weights; None when the folder holds them.
         tokenizer: open_clip model name that the tokenizer is looked up by.
+        hub_tokenizer: the tokenizer is one of transformers', not open_clip's own.
         quick_gelu: the weights were trained with QuickGELU though the architecture's config
             doesn't say so.
         image_options: mean, std, interpolation and resize mode that the weights were trained with.
@@ -34,6 +37,7 @@ class ClipWeights:
     name: str
     checkpoint: str | None
     tokenizer: str
+    hub_tokenizer: bool = False
     quick_gelu: bool = False
     image_options: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
@@ -81,6 +85,7 @@ def _from_architecture(source: str) -> ClipWeights:
             + f". Expected 'architecture/pretrained-tag', 'architecture/checkpoint-file', "
             f"'{HUB}org/repo' or '{DIR}folder'"
         )
+    hub_tokenizer = _has_hub_tokenizer(open_clip.get_model_config(name))
     options = open_clip.get_pretrained_cfg(name, rest)
     if options:
         checkpoint = _download_tag(source, name, options)
@@ -88,6 +93,7 @@ def _from_architecture(source: str) -> ClipWeights:
             name,
             str(checkpoint),
             name,
+            hub_tokenizer,
             quick_gelu=bool(options.get("quick_gelu", False)),
             image_options={
                 f"image_{key}": options[key]
@@ -97,7 +103,7 @@ def _from_architecture(source: str) -> ClipWeights:
         )
     path = Path(rest).expanduser()
     if rest and path.is_file():
-        return ClipWeights(name, str(path), name)
+        return ClipWeights(name, str(path), name, hub_tokenizer)
     raise ClipLoadError(_no_such_weights(source, name, rest))
 
 
@@ -150,30 +156,29 @@ def _from_hub(repo: str, revision: str | None) -> ClipWeights:
     folder = _snapshot(repo, revision, [*small, "open_clip_*.safetensors"], instead)
     if not list(folder.glob("open_clip_*.safetensors")):
         folder = _snapshot(repo, revision, ["open_clip_pytorch_model.bin"], instead)
-    found = _from_folder(folder)
-    tokenizer = found.tokenizer
-    if _wants_hub_tokenizer(found.name) and not (folder / "tokenizer_config.json").is_file():
-        tokenizer = f"{HUB}{repo}"
-    return ClipWeights(found.name, None, tokenizer, commit=folder.name)
+    found = replace(_from_folder(folder), commit=folder.name)
+    if found.hub_tokenizer and not (folder / "tokenizer_config.json").is_file():
+        return replace(found, tokenizer=f"{HUB}{repo}")
+    return found
 
 
 def _from_folder(folder: Path) -> ClipWeights:
     weights = [p for p in folder.glob("*") if p.suffix in {".safetensors", ".bin", ".pth"}]
     missing = [] if weights else ["open_clip_model.safetensors"]
-    if not (folder / "open_clip_config.json").is_file():
-        missing.append("open_clip_config.json")
+    if not (folder / FILE).is_file():
+        missing.append(FILE)
     if missing:
         raise ClipLoadError(
             f"no CLIP model in folder {str(folder.absolute())!r}: {' and '.join(missing)} not "
             "found. Expected the layout that open_clip's push_to_hf_hub writes"
         )
-    return ClipWeights(f"{DIR}{folder}", None, f"{DIR}{folder}")
+    return ClipWeights(
+        f"{DIR}{folder}", None, f"{DIR}{folder}", _has_hub_tokenizer(read_configuration(folder))
+    )
 
 
-def _wants_hub_tokenizer(name: str) -> bool:
-    import open_clip
-
-    return bool(open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name"))
+def _has_hub_tokenizer(configuration: Mapping[str, Any]) -> bool:
+    return bool(configuration["text_cfg"].get("hf_tokenizer_name"))
 
 
 def _snapshot(repo: str, revision: str | None, files: list[str], instead: str) -> Path:
