@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
-from cgd_wrap.loss import CGDLoss
-from cgd_wrap.sampler import BalancedSampler
-from cgd_wrap.split import Split
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.train.loss import CGDLoss
+from cgd_wrap.train.sampler import BalancedSampler
 
 __version__ = "0.1.0"
 __all__ = [

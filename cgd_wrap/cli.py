@@ -143,7 +143,7 @@ def _defend(args: argparse.Namespace) -> None:
 
 
 def _defend_result(args: argparse.Namespace) -> None:
-    from cgd_wrap.adapters.backdoorbench import defend_folder, in_words
+    from cgd_wrap.backdoorbench import defend_folder, in_words
 
     defence = defend_folder(
         args.backdoorbench,
@@ -229,7 +229,7 @@ def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
     import timm
     from timm.data import create_transform, resolve_data_config
 
-    from cgd_wrap.suspicious import load_checkpoint
+    from cgd_wrap.models.weights import load_checkpoint
 
     dataset = _folder(args.images)
     if not timm.is_model(args.model):

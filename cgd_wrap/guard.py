@@ -16,34 +16,35 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cgd_wrap import checks
-from cgd_wrap.clip_pass import clip_pass
+from cgd_wrap.clip.several import Clips, check_clips, names_of
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.dataset import BalancedView, GuardedDataset
-from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.data import EvaluatedImages, LabelledImages, ModelInputs, RawImages
+from cgd_wrap.data.class_names import resolve_class_names
+from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.labels import read_labels
+from cgd_wrap.data.layout import SampleLayout, check_same_length, find_layout
+from cgd_wrap.data.paths import image_path
 from cgd_wrap.errors import CGDError
-from cgd_wrap.estimate import PoisonEstimate
-from cgd_wrap.functional import balanced_indices
-from cgd_wrap.loaders import guarded_loader
-from cgd_wrap.loss import CGDLoss, Criterion
-from cgd_wrap.model_outputs import unwrapped
-from cgd_wrap.passes import PassOptions, StoredLogits
-from cgd_wrap.protection import Protection
+from cgd_wrap.functional import Split, balanced_indices
+from cgd_wrap.models.class_knowledge import skill_on
+from cgd_wrap.models.inputs import check_outputs, input_shape
+from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.weights import load_checkpoint
+from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.sampler import BalancedSampler, EpochIndices
-from cgd_wrap.scan_result import ScanResult
-from cgd_wrap.skill import skill_on
-from cgd_wrap.split import Split
-from cgd_wrap.stopping import CleanAccuracyStopping
-from cgd_wrap.suspicious import load_checkpoint
-from cgd_wrap.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
-from cgd_wrap.teachers import Clips, bad_rows, check_clips, names_of
-from cgd_wrap.views import EvaluatedImages, LabelledImages, ModelInputs, RawImages
-from cgd_wrap.views.fingerprint import dataset_fingerprint, sample_fingerprint
-from cgd_wrap.views.labels import read_labels
-from cgd_wrap.views.layout import SampleLayout, find_layout
-from cgd_wrap.views.paths import image_path
+from cgd_wrap.scan.clip_pass import clip_pass
+from cgd_wrap.scan.pass_options import PassOptions
+from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
+from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.estimate import PoisonEstimate
+from cgd_wrap.split.result import ScanResult, check_clean_classes
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.loaders import guarded_loader
+from cgd_wrap.train.loss import CGDLoss, Criterion
+from cgd_wrap.train.protection import Protection
+from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from cgd_wrap.adapters.transformers import CGDCallback
     from cgd_wrap.attacks import Attack
     from cgd_wrap.drill import Outcome
-    from cgd_wrap.training import EpochRecord
+    from cgd_wrap.train.fit import EpochRecord
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +128,14 @@ class CGDGuard:
         self.num_workers, self.progress = num_workers, progress
         self.base = dataset
         self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
-        self.class_names = checks.resolve_class_names(dataset, self.layout, class_names)
+        self.class_names = resolve_class_names(dataset, self.layout, class_names)
         # Where a label can't be had without its image, any label does for a bad sample.
         self.targets: Int[Tensor, "n"] = read_labels(
             dataset, self.layout, len(self.class_names),
             unreadable=0 if self.config.on_bad_sample == "record" else None,
         )  # fmt: skip
-        checks.check_same_length(dataset, clip_dataset, "clip_dataset")
-        checks.check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
+        check_same_length(dataset, clip_dataset, "clip_dataset")
+        check_same_length(dataset, eval_dataset_view, "eval_dataset_view")
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
         self._result: ScanResult | None = None
         self._kept: tuple[CGDConfig, Protection] | None = None
@@ -168,10 +169,10 @@ class CGDGuard:
         runtime = Runtime.of(self.accelerator)
         raw = self.raw_view()
         suspicious = self._given_suspicious()
-        shape = checks.input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
+        shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
         for model in (self.model, suspicious):
             if model is not None:
-                checks.check_outputs(unwrapped(model), shape, self.class_names)
+                check_outputs(unwrapped(model), shape, self.class_names)
         options = PassOptions(
             folder=self._cache_folder(runtime), dataset=self._identity(raw),
             num_classes=len(self.class_names), config=self.config, runtime=runtime,
@@ -216,7 +217,7 @@ class CGDGuard:
         return float(runtime.share(repr(found)))
 
     def _adopt(self, result: ScanResult) -> None:
-        checks.check_clean_classes(
+        check_clean_classes(
             self.targets, result.split.clean, self.class_names,
             allow_missing=self.config.allow_missing_classes,
         )  # fmt: skip
@@ -309,7 +310,7 @@ class CGDGuard:
 
     @property
     def poison_estimate(self) -> PoisonEstimate:
-        """How much seems to be poisoned, and under which labels; see :mod:`cgd_wrap.estimate`."""
+        """How much seems to be poisoned, and under which labels."""
         return self.result.poison_estimate
 
     @property
@@ -402,7 +403,7 @@ class CGDGuard:
     def attach(
         self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
     ) -> CGDCallback:
-        """Guard a Trainer of Hugging Face; see :func:`adapters.transformers.attach`.
+        """Guard a Trainer of Hugging Face; see :func:`cgd_wrap.adapters.transformers.attach`.
 
         Args:
             trainer: before ``trainer.train()``.
@@ -451,7 +452,7 @@ class CGDGuard:
         on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
         **changes: Any,
     ) -> list[EpochRecord]:
-        """Train the model in place with the guarded loss; see :func:`training.fit`.
+        """Train the model in place with the guarded loss; see :func:`cgd_wrap.train.fit.fit`.
 
         Args:
             validation_loader: for the stopping rule; default: the held-out part.
@@ -463,7 +464,7 @@ class CGDGuard:
         """
         from accelerate import Accelerator
 
-        from cgd_wrap.training import fit
+        from cgd_wrap.train.fit import fit
 
         config = self.config.replace(**changes)
         accelerator = self.accelerator or Accelerator(mixed_precision=config.mixed_precision)
@@ -482,7 +483,7 @@ class CGDGuard:
 
         Args:
             attack: by name, or an attack.
-            options: ``rate``, ``test_dataset``, ``train`` and others; see :func:`drill.drill`.
+            options: ``rate``, ``test_dataset``, ``train`` and others of :func:`cgd_wrap.drill.drill`.
 
         Returns:
             Clean accuracy, attack success rate and robust accuracy before and after, and more.
@@ -495,7 +496,7 @@ class CGDGuard:
 
     @kept_rng()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
-        """Write figure, HTML page, CSV and JSON; see :func:`report.write_report`.
+        """Write figure, HTML page, CSV and JSON; see :func:`cgd_wrap.report.write_report`.
 
         Args:
             folder: made where it is missing.

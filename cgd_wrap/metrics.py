@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from cgd_wrap.entropy import EntropyMap
-from cgd_wrap.prediction import predict, predict_with_labels
-from cgd_wrap.split import Split
+from cgd_wrap.functional import Split, auroc
+from cgd_wrap.models.prediction import predict, predict_with_labels
+from cgd_wrap.split.entropy_map import EntropyMap
 
 __all__ = [
     "BackdoorFigures",
     "DetectionFigures",
     "attack_success_rate",
-    "auroc",
     "clean_accuracy",
     "detection_figures",
     "evaluate_backdoor",
@@ -166,25 +165,6 @@ def detection_figures(
         auroc_clip=auroc(entropy_map.clip_rank[known], poisoned[known]),
         auroc_suspicious=auroc(-entropy_map.suspicious_rank[known], poisoned[known]),
     )
-
-
-def auroc(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
-    """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
-
-    ``(R - P (P + 1) / 2) / (P Q)`` with R the sum of the P positives' ranks among all n = P + Q
-    scores, equal scores sharing their average rank (Mann-Whitney).
-
-    Returns:
-        In [0, 1]; NaN where all samples are positive or none is.
-    """
-    positives = int(positive.sum())
-    negatives = positive.numel() - positives
-    if positives == 0 or negatives == 0:
-        return math.nan
-    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
-    average_rank = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    rank_sum = float(average_rank[place[positive]].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def _share(hits: Bool[Tensor, "n"]) -> float:

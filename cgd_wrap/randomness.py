@@ -26,3 +26,12 @@ def kept_rng() -> Iterator[None]:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global streams for dropout and initialisers, and put them back afterwards."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

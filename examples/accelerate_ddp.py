@@ -19,10 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDGuard
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TEST_SEED, TRAIN_SEED, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.metrics import evaluate_backdoor
+from cgd_wrap.models.small_resnet import small_resnet
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TRAIN_SEED
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.metrics import detection_figures
+from cgd_wrap.models.small_resnet import small_resnet
 
 SIDE = 32  # pixels: what the suspicious model sees
 TRANSFORM = v2.Compose(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cgd_wrap.views import find_layout
-from cgd_wrap.views.class_names import find_class_names
+from cgd_wrap.data import find_layout
+from cgd_wrap.data.class_names import find_class_names
 
 
 def read_data(source: str, split: str) -> Any:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import ATTACKS, CLIP, TRAIN_SEED, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.metrics import detection_figures
+from cgd_wrap.models.small_resnet import small_resnet
 
 PROMPTS = ("a photo of a {}", "a small {}", "a large {}", "a red {}", "a blue {}")
 

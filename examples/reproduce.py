@@ -34,15 +34,15 @@ from torch.utils.data import Subset
 from torchvision import transforms
 
 from cgd_wrap import CGDConfig
-from cgd_wrap.adapters.backdoorbench.networks import build_network
 from cgd_wrap.attacks import Attack, FittedAttack
 from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
-from cgd_wrap.cache import write_atomically, write_json
+from cgd_wrap.backdoorbench.networks import build_network
+from cgd_wrap.clip.several import as_list
 from cgd_wrap.drill import Experiment, Recipe, train_classifier
 from cgd_wrap.drill.outcome import compared
+from cgd_wrap.files import write_atomically, write_json
 from cgd_wrap.metrics import detection_figures
-from cgd_wrap.suspicious import seeded
-from cgd_wrap.teachers import as_list
+from cgd_wrap.randomness import seeded
 
 GUARDED = {
     # The reference stops on the test set; its tolerance on the few images held out here is within

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.demo.network import small_resnet
+from cgd_wrap.models.small_resnet import small_resnet
 
 NAMES = ["circle", "square", "star"]
 DEMO_CLIP = f"local-dir:{Path(__file__).parents[1] / 'cgd_wrap' / 'demo' / 'clip'}"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cgd_wrap import CGDConfig, CGDLoss
-from cgd_wrap.dataset import TAG
-from cgd_wrap.loss import clean_share
+from cgd_wrap.train.loss import clean_share
+from cgd_wrap.train.tags import TAG
 
 FEATURES = 6
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.25])

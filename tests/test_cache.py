@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgd_wrap.cache import UNIT_SIZE, UnitStore, read_json, write_atomically
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
+from cgd_wrap.files import read_json, write_atomically
+from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
 
 ROWS = 2 * UNIT_SIZE + 5
 PRINT = {"dataset": "d1", "model": {"name": "m", "layers": [1, 2]}}

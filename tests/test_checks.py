@@ -9,8 +9,8 @@ from tiny_data import NAMES, tiny_net
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
-from cgd_wrap.checks import check_outputs, input_shape
-from cgd_wrap.views import RawImages, find_layout
+from cgd_wrap.data import RawImages, find_layout
+from cgd_wrap.models.inputs import check_outputs, input_shape
 
 
 def pictures(*sizes: tuple[int, int]) -> list[tuple[Image.Image, int]]:

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from cgd_wrap import CGDConfig
-from cgd_wrap.config import REPAIRED
+from cgd_wrap.config.settings import REPAIRED
 
 REFERENCE_YAML = """
 alpha: 5e-4

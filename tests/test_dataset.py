@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tiny_data import TABLE_CLASSES, TABLE_SIZE, Items, made_up_table
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset, is_tagged, tagged_index
-from cgd_wrap.sampler import EpochIndices
-from cgd_wrap.views import SampleLayout
+from cgd_wrap.data import SampleLayout
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import TAG, is_tagged, tagged_index
 
 Triple = namedtuple("Triple", "image label name")
 TUPLE, DICT = SampleLayout(0, 1), SampleLayout("image", "label")

@@ -16,10 +16,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from cgd_wrap import BalancedSampler
-from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset
-from cgd_wrap.exposure import Draw, Exposure, blended, pack, toned, unpack
-from cgd_wrap.sampler import EpochIndices
-from cgd_wrap.views.layout import SampleLayout
+from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.train.blending import blended, toned
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.exposure import Draw, Exposure, pack, unpack
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import TAG
 
 SIZE = 40
 LEVEL = st.integers(1, 31)
@@ -259,7 +261,7 @@ def test_encoded_images_are_left_to_the_collate_that_reads_them():
 
 
 def test_more_samples_than_an_index_has_bits_for_are_refused(monkeypatch):
-    monkeypatch.setattr("cgd_wrap.exposure.INDEX_BITS", 3)
+    monkeypatch.setattr("cgd_wrap.train.exposure.INDEX_BITS", 3)
     Exposure(torch.ones(8), rate=0.5, strength=0.5)
     with pytest.raises(ValueError, match="set it to 0"):
         Exposure(torch.ones(9), rate=0.5, strength=0.5)

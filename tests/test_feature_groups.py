@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgd_wrap.cache import UnitStore
-from cgd_wrap.feature_groups import FEWEST, fast_groups, two_groups
-from cgd_wrap.passes import StoredLogits, stored_logits
+from cgd_wrap.scan.store import UnitStore
+from cgd_wrap.scan.stored_logits import StoredLogits, stored_logits
+from cgd_wrap.split.clip_groups import FEWEST, fast_groups, two_groups
 
 NAMES = ["a", "b"]
 EACH = 800  # more than a unit of the store together

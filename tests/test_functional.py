@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cgd_wrap import functional
-from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.split.entropy_map import EntropyMap
 
 # --- against the authors' code ------------------------------------------------------------------
 

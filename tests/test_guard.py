@@ -33,11 +33,11 @@ from torchvision.datasets import ImageFolder
 
 import cgd_wrap
 from cgd_wrap import CGDGuard
-from cgd_wrap.dataset import TAG
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
-from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
-from cgd_wrap.exposure import Draw, unpack
-from cgd_wrap.protection import Protection
+from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
+from cgd_wrap.train.exposure import Draw, unpack
+from cgd_wrap.train.protection import Protection
+from cgd_wrap.train.tags import TAG
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -198,7 +198,7 @@ def test_tone_exposure_says_how_many_exposures_are_of_the_tone_alone(tone, kinds
 def test_fit_honours_changes_of_what_the_table_is_made_with(guard, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "cgd_wrap.training.fit", lambda model, loader, loss, *rest, **options: seen.append(loss)
+        "cgd_wrap.train.fit.fit", lambda model, loader, loss, *rest, **options: seen.append(loss)
     )
     for power in (2.0, 8.0):
         guard.fit(corner_power=power)

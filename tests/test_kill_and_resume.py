@@ -10,7 +10,8 @@ from subprocess import Popen
 import pytest
 from launching import start_python
 
-from cgd_wrap.cache import UnitStore, read_json
+from cgd_wrap.files import read_json
+from cgd_wrap.scan.store import UnitStore
 
 SCRIPT = str(Path(__file__).with_name("guarded_run.py"))
 UNITS = 4

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from cgd_wrap.clip.prompts import resolve_prompts
-from cgd_wrap.known_classes import known_classes, known_data_sets
-from cgd_wrap.views.class_names import check_class_names
+from cgd_wrap.data.class_names import check_class_names
+from cgd_wrap.data.known_classes import known_classes, known_data_sets
 
 SIZES = {"cifar10": 10, "cifar100": 100, "gtsrb": 43, "tiny": 200}
 

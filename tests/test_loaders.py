@@ -18,10 +18,11 @@ from torch.utils.data import (
 )
 
 from cgd_wrap import BalancedSampler
-from cgd_wrap.dataset import TAG, GuardedDataset
-from cgd_wrap.loaders import KEPT, guarded_loader
-from cgd_wrap.sampler import EpochIndices
-from cgd_wrap.views import SampleLayout
+from cgd_wrap.data import SampleLayout
+from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.loaders import KEPT, guarded_loader
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import TAG
 
 SIZE = 40
 BASE = TensorDataset(torch.arange(SIZE).float()[:, None], torch.arange(SIZE) % 4)

@@ -16,9 +16,9 @@ from tiny_data import CLEAN, MIXED, TABLE_CLASSES, TABLE_SIZE, TRIGGERED
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDLoss, functional
-from cgd_wrap.criteria import class_weight
-from cgd_wrap.dataset import TAG, SampleTable
-from cgd_wrap.loss import clean_share
+from cgd_wrap.train.criteria import class_weight
+from cgd_wrap.train.loss import clean_share
+from cgd_wrap.train.tags import TAG, SampleTable
 
 
 class Focal(nn.Module):

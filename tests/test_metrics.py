@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cgd_wrap import metrics
-from cgd_wrap.entropy import EntropyMap
-from cgd_wrap.split import Split
+from cgd_wrap.functional import Split
+from cgd_wrap.split.entropy_map import EntropyMap
 
 NUM_CLASSES = 4
 classes = st.integers(0, NUM_CLASSES - 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Beta
 
-from cgd_wrap.mixture import probability_of_higher_kind
+from cgd_wrap.split.two_kinds import probability_of_higher_kind
 
 
 def draw(alpha: float, beta: float, count: int, seed: int = 0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cgd_wrap.errors import DatasetError
-from cgd_wrap.prediction import predict, predict_with_labels
+from cgd_wrap.models.prediction import predict, predict_with_labels
 
 NUM_CLASSES = 4
 

@@ -11,7 +11,7 @@ from launching import call_in_two, free_port, run_python, start_python
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.config import REPAIRED
+from cgd_wrap.config.settings import REPAIRED
 
 SCRIPT = str(Path(__file__).with_name("guarded_run.py"))
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cgd_wrap.cache import UNIT_SIZE, UnitStore
 from cgd_wrap.errors import BadSampleError, DatasetError
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.scanning import Scan
+from cgd_wrap.processes import Runtime
+from cgd_wrap.scan.scanner import Scanner
+from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
 
 WEIGHTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -62,7 +62,7 @@ def scan(images: Images, folder: Path, score=None, *, rank=0, world=1, **options
     store = UnitStore.open(folder, len(images), {"pass": "test"})
     runtime = Runtime(torch.device("cpu"), rank, world)
     options = {"name": "logits", "width": 4, "dtype": torch.float32, "progress": False} | options
-    Scan(images, score or Linear(), store, runtime=runtime, **options).run("test")
+    Scanner(images, score or Linear(), store, runtime=runtime, **options).run("test")
     return store
 
 

@@ -10,12 +10,18 @@ from tiny_data import NAMES, SIZE, TintReader, as_tensor, pictures, quick_config
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.cache import UNIT_SIZE, UnitStore
+from cgd_wrap.clip.several import names_of
 from cgd_wrap.demo.run import CLIP
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.functional import label_log_odds_against, normalised_rank
-from cgd_wrap.passes import StoredLogits, stored_logits
-from cgd_wrap.teachers import CombinedLogits, bad_rows, members_of, names_of
+from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
+from cgd_wrap.scan.stored_logits import (
+    CombinedLogits,
+    StoredLogits,
+    bad_rows,
+    members_of,
+    stored_logits,
+)
 
 MANY = 1500
 

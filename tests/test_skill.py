@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.config import FROM_SCRATCH, REPAIRED
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.skill import skill, skill_on
+from cgd_wrap.config.settings import FROM_SCRATCH, REPAIRED
+from cgd_wrap.models.class_knowledge import skill, skill_on
+from cgd_wrap.processes import Runtime
 
 LABELS = torch.arange(40) % 4
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cgd_wrap.stopping import CleanAccuracyStopping, ToleranceRule
+from cgd_wrap.train.stopping import CleanAccuracyStopping, ToleranceRule
 
 HELD_OUT = DataLoader(TensorDataset(torch.arange(10.0)[:, None], torch.ones(10).long()), 4)
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cgd_wrap.estimate import PoisonEstimate, estimate_poison
-from cgd_wrap.functional import corner_weight, split_by_rank
-from cgd_wrap.split import Split
-from cgd_wrap.suspects import (
+from cgd_wrap.functional import Split, corner_weight, split_by_rank
+from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
+from cgd_wrap.split.revision import revised
+from cgd_wrap.split.suspicion import (
     AT_THE_TIP,
     CHANCE,
     DENIED,
@@ -23,7 +23,6 @@ from cgd_wrap.suspects import (
     evidence_of_attack,
     evidence_of_denial,
     probability_of_poison,
-    revised,
 )
 
 PER_CLASS, CLASSES = 1000, 10

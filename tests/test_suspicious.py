@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
-from cgd_wrap.model_outputs import logits_of, unwrapped
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.suspicious import fresh_copy, load_checkpoint, train_suspicious
+from cgd_wrap.models.outputs import logits_of, unwrapped
+from cgd_wrap.models.weights import fresh_copy, load_checkpoint
+from cgd_wrap.processes import Runtime
+from cgd_wrap.scan.suspicious_training import train_suspicious
 
 
 def tiny_vit() -> nn.Module:

@@ -13,14 +13,15 @@ from cgd_wrap.attacks import SIG, Attack, BadNets
 from cgd_wrap.attacks.poisoning import PoisonedDataset
 from cgd_wrap.demo.run import CLIP, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
-from cgd_wrap.teacher_checks import (
+from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.clip_warnings import (
     discord,
     names_given_too_often,
     teacher_warnings,
     unknown_classes,
     vouching,
 )
-from cgd_wrap.verdicts import TeacherFigures, Verdict
+from cgd_wrap.split.label_scores import LabelScores
 
 CLASSES, EACH = 10, 200
 NAMES = [f"c{label}" for label in range(CLASSES)]
@@ -39,10 +40,10 @@ def honest(accuracy: Tensor | float, truth: Tensor = LABELS, seed: int = 0) -> T
 def warnings_of(
     choices: list[Tensor], labels: Tensor = LABELS, poison: Tensor | None = None
 ) -> list[str]:
-    verdicts = [Verdict(torch.zeros(len(labels)).double(), choice, {}) for choice in choices]
+    verdicts = [LabelScores(torch.zeros(len(labels)).double(), choice, {}) for choice in choices]
     names = ["CLIP"] if len(choices) == 1 else [f"CLIP {k + 1}" for k in range(len(choices))]
     valid = torch.ones(len(labels), dtype=torch.bool)
-    figures = TeacherFigures.of(names, verdicts, labels, valid)
+    figures = ClipAgreement.of(names, verdicts, labels, valid)
     if poison is None:
         poison = torch.zeros(len(labels), dtype=torch.float64)
     return teacher_warnings(figures, verdicts, labels, valid, poison, NAMES)
@@ -186,14 +187,14 @@ def test_a_clip_that_vouches_for_what_looks_poisoned_is_named(rate):
     [text] = [text for text in found if "backdoored with the same trigger" in text]
     assert text.startswith(f"CLIP 2 takes 100% of the {int(poison.sum())} samples labelled 'c0'")
     assert "CLIP 2 may itself be backdoored" in text
-    verdicts = [Verdict(torch.zeros(len(labels)), c, {}) for c in (labels, labels)]
+    verdicts = [LabelScores(torch.zeros(len(labels)), c, {}) for c in (labels, labels)]
     assert vouching(["A", "B"], verdicts, labels, poison.double(), NAMES) == []  # clean-label
     assert vouching(["A"], verdicts[:1], labels, poison.double(), NAMES) == []
 
 
 def test_no_warning_where_no_class_is_apart():
-    verdicts = [Verdict(torch.zeros(len(LABELS)), honest(0.8, seed=s), {}) for s in (0, 1)]
-    figures = TeacherFigures(("A", "B"), (0.8, 0.8))
+    verdicts = [LabelScores(torch.zeros(len(LABELS)), honest(0.8, seed=s), {}) for s in (0, 1)]
+    figures = ClipAgreement(("A", "B"), (0.8, 0.8))
     assert discord(figures, verdicts, LABELS, NAMES) == []
 
 

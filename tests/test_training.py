@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cgd_wrap import BalancedSampler, CGDConfig, CGDGuard, CGDLoss
-from cgd_wrap.dataset import GuardedDataset
-from cgd_wrap.loss import clean_share
-from cgd_wrap.sampler import EpochIndices
-from cgd_wrap.stopping import CleanAccuracyStopping
-from cgd_wrap.training import EpochRecord, fit
-from cgd_wrap.views import SampleLayout
+from cgd_wrap.data import SampleLayout
+from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.fit import EpochRecord, fit
+from cgd_wrap.train.loss import clean_share
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 
 @pytest.fixture(autouse=True)

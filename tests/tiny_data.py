@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
-from cgd_wrap.config import REPAIRED
-from cgd_wrap.dataset import SampleTable
-from cgd_wrap.exposure import Draw, unpack
-from cgd_wrap.sampler import EpochIndices
+from cgd_wrap.config.settings import REPAIRED
+from cgd_wrap.train.exposure import Draw, unpack
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import SampleTable
 
 NAMES = ["red", "green", "blue"]
 SIZE = 120

@@ -23,12 +23,12 @@ from torch.utils.data import DistributedSampler
 
 from cgd_wrap.adapters.serving import balanced_samplers, is_guarded
 from cgd_wrap.adapters.watching import watcher
-from cgd_wrap.dataset import BalancedView
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.functional import LossTerms
 from cgd_wrap.guard import CGDGuard
-from cgd_wrap.loss import CGDLoss
-from cgd_wrap.sampler import BalancedSampler
+from cgd_wrap.train.dataset import BalancedView
+from cgd_wrap.train.loss import CGDLoss
+from cgd_wrap.train.sampler import BalancedSampler
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same code under two names
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from cgd_wrap.dataset import TAG, BalancedView, GuardedDataset
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.randomness import kept_rng
-from cgd_wrap.sampler import BalancedSampler
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.sampler import BalancedSampler
+from cgd_wrap.train.tags import TAG
 
 
 def is_guarded(loader: Any, guard: CGDGuard) -> bool:

@@ -25,9 +25,9 @@ from timm.data.loader import PrefetchLoader
 from timm.data.mixup import FastCollateMixup
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, SoftTargetCrossEntropy
 
+from cgd_wrap.data.class_names import find_class_names
 from cgd_wrap.guard import CGDGuard
-from cgd_wrap.loss import CGDLoss, Criterion
-from cgd_wrap.views.class_names import find_class_names
+from cgd_wrap.train.loss import CGDLoss, Criterion
 
 # Option of timm's train.py -> its value when off, and what it does to a sample's label.
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from cgd_wrap.loss import CGDLoss
-from cgd_wrap.model_outputs import logits_of
+from cgd_wrap.models.outputs import logits_of
+from cgd_wrap.train.loss import CGDLoss
 
 IGNORED = -100  # labels that the Trainer doesn't count as items of a batch
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from cgd_wrap.adapters.serving import balanced_samplers, check_collation, is_guarded
 from cgd_wrap.adapters.trainer_loss import TrainerLoss
 from cgd_wrap.adapters.watching import watcher
-from cgd_wrap.dataset import GuardedDataset
+from cgd_wrap.data.layout import check_map_style
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.guard import CGDGuard
-from cgd_wrap.loss import Criterion
-from cgd_wrap.runtime import is_distributed
-from cgd_wrap.sampler import BalancedSampler
-from cgd_wrap.stopping import CleanAccuracyStopping
-from cgd_wrap.views.layout import check_map_style
+from cgd_wrap.processes import is_distributed
+from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.loss import Criterion
+from cgd_wrap.train.sampler import BalancedSampler
+from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 try:
     from transformers import Trainer, TrainerCallback

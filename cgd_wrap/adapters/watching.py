@@ -6,7 +6,7 @@ import logging
 
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.randomness import kept_rng
-from cgd_wrap.stopping import CleanAccuracyStopping
+from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 logger = logging.getLogger(__name__)
 

@@ -20,16 +20,15 @@ from cgd_wrap.attacks.arguments import require
 from cgd_wrap.attacks.poisoning import Attack, PoisonedDataset, TriggeredDataset
 from cgd_wrap.attacks.raw import RawSequence, check_raw, check_target, raw_labels
 from cgd_wrap.attacks.surrogate import Material, centred, common_side
-from cgd_wrap.cache import write_atomically
-from cgd_wrap.clip import hash_weights
-from cgd_wrap.demo.network import small_resnet
+from cgd_wrap.data.class_names import find_class_names
+from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.layout import find_layout
+from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import CGDError, DatasetError
-from cgd_wrap.randomness import kept_rng
-from cgd_wrap.suspicious import seeded
-from cgd_wrap.views.class_names import find_class_names
-from cgd_wrap.views.fingerprint import dataset_fingerprint, sample_fingerprint
-from cgd_wrap.views.layout import find_layout
-from cgd_wrap.views.sources import readable
+from cgd_wrap.files import write_atomically
+from cgd_wrap.models.small_resnet import small_resnet
+from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.randomness import kept_rng, seeded
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from cgd_wrap.attacks.arguments import require
 from cgd_wrap.attacks.choosing import by_score, covers_among, shuffled
 from cgd_wrap.attacks.raw import Images, RawSequence, check_raw, check_target, raw_image, raw_labels
+from cgd_wrap.data.class_names import find_class_names
+from cgd_wrap.data.layout import find_layout
+from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import DatasetError
-from cgd_wrap.views.class_names import find_class_names
-from cgd_wrap.views.layout import find_layout
-from cgd_wrap.views.sources import readable
 
 AttackT = TypeVar("AttackT", bound="Attack")
 Transform = Callable[[Any], Any]

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cgd_wrap.data.label_values import as_class_indices, same_label
+from cgd_wrap.data.labels import label_column
+from cgd_wrap.data.layout import SampleLayout, check_map_style
+from cgd_wrap.data.pixels import to_rgb
+from cgd_wrap.data.probes import spread
 from cgd_wrap.errors import DatasetError
-from cgd_wrap.views.images import to_rgb
-from cgd_wrap.views.label_values import as_class_indices, same_label
-from cgd_wrap.views.labels import label_column
-from cgd_wrap.views.layout import SampleLayout, check_map_style
-from cgd_wrap.views.sources import spread
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "h w *channels"]:
 def raw_labels(dataset: Any, layout: SampleLayout) -> Int64[Tensor, "n"]:
     """Every label, from a column or ``targets`` that a few items confirm, else item by item.
 
-    Unlike :func:`cgd_wrap.views.labels.read_labels` it takes any number of samples and classes:
+    Unlike :func:`cgd_wrap.data.labels.read_labels` it takes any number of samples and classes:
     nothing is ranked here.
 
     Raises:

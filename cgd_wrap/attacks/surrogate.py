@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cgd_wrap.attacks.choosing import shuffled
 from cgd_wrap.attacks.raw import Images, pixels, quiet
-from cgd_wrap.model_outputs import logits_of
+from cgd_wrap.models.outputs import logits_of
 
 logger = logging.getLogger(__name__)
 

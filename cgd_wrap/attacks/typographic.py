@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from cgd_wrap.attacks.arguments import require
 from cgd_wrap.attacks.poisoning import Attack, PoisonedDataset, TriggeredDataset
 from cgd_wrap.attacks.raw import pixels
+from cgd_wrap.data.class_names import find_class_names
 from cgd_wrap.errors import CGDError, DatasetError
-from cgd_wrap.views.class_names import find_class_names
 
 _FONT_SIZE, _OUTLINE = 64, 6  # pixels, before the text is scaled to the image
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights, brief
+from cgd_wrap.data.pixels import to_rgb
 from cgd_wrap.errors import ClipLoadError
-from cgd_wrap.views.images import to_rgb
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,6 @@ def load_tokenizer(weights: ClipWeights) -> Any:
             f"{brief(error)}. Models with a Hugging Face tokenizer need its files: "
             + OFFLINE.format(repo="<repository>", instead=f"'{DIR}clip'")
         ) from error
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Hash of every tensor's name, type, shape and bytes, in the order of the names."""
-    digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    return f"blake2b:{digest.hexdigest()}"
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cgd_wrap.clip.loading import RGBFirst, hash_weights, load_model, load_tokenizer
+from cgd_wrap.clip.loading import RGBFirst, load_model, load_tokenizer
 from cgd_wrap.clip.prompts import fill, resolve_prompts, warn_truncated
 from cgd_wrap.clip.weights import locate
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.models.weights import hash_weights
 
 _PRECISIONS = ("fp32", "bf16", "fp16", "amp")
 

@@ -15,18 +15,18 @@ from torch.utils.data import Dataset
 
 from cgd_wrap.attacks import Attack, FittedAttack
 from cgd_wrap.attacks.catalogue import attack_of
-from cgd_wrap.checks import input_shape
+from cgd_wrap.data import RawImages, find_layout
+from cgd_wrap.data.labels import read_labels
 from cgd_wrap.drill.experiment import Experiment
 from cgd_wrap.drill.outcome import Outcome
 from cgd_wrap.drill.pictures import Pictures, ToInput
 from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import CGDError
-from cgd_wrap.model_outputs import unwrapped
+from cgd_wrap.models.inputs import input_shape
+from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.scan_result import hold_out
-from cgd_wrap.views import RawImages, find_layout
-from cgd_wrap.views.labels import read_labels
+from cgd_wrap.split.revision import hold_out
 
 if TYPE_CHECKING:
     from cgd_wrap.guard import CGDGuard

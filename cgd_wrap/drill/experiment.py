@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cgd_wrap.attacks import Attack, PoisonedDataset
+from cgd_wrap.clip.several import Clips
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.demo.network import small_resnet
+from cgd_wrap.data.class_names import find_class_names
+from cgd_wrap.data.layout import find_layout
 from cgd_wrap.drill.outcome import Outcome
 from cgd_wrap.drill.training import Recipe, train_classifier
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.metrics import BackdoorFigures, detection_figures, evaluate_backdoor
-from cgd_wrap.runtime import Runtime
-from cgd_wrap.suspicious import fresh_copy, seeded
-from cgd_wrap.teachers import Clips
-from cgd_wrap.views.class_names import find_class_names
-from cgd_wrap.views.layout import find_layout
+from cgd_wrap.models.small_resnet import small_resnet
+from cgd_wrap.models.weights import fresh_copy
+from cgd_wrap.processes import Runtime
+from cgd_wrap.randomness import seeded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cgd_wrap.views import ModelInputs, RawImages
+from cgd_wrap.data import ModelInputs, RawImages
 
 
 class Pictures(Dataset[Any]):

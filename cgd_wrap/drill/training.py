@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from cgd_wrap.model_outputs import logits_of
-from cgd_wrap.suspicious import seeded
+from cgd_wrap.models.outputs import logits_of
+from cgd_wrap.randomness import seeded
 
 
 @dataclass(frozen=True)

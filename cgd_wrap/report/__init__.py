@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cgd_wrap.report.exports import write_clean_indices, write_entropy_score, write_logits
 from cgd_wrap.report.figure import plot_entropy_map
-from cgd_wrap.report.folder import write_report
 from cgd_wrap.report.table import write_table
+from cgd_wrap.report.writing import write_report
 
 __all__ = [
     "plot_entropy_map",

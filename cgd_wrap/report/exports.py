@@ -9,8 +9,8 @@ from pathlib import Path
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cgd_wrap.cache import write_atomically
-from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.files import write_atomically
+from cgd_wrap.split.entropy_map import EntropyMap
 
 
 def write_clean_indices(path: str | Path, indices: Iterable[int] | Int[Tensor, "k"]) -> Path:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from cgd_wrap.cache import write_atomically
-from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import MissingExtraError
-from cgd_wrap.split import Split
+from cgd_wrap.files import write_atomically
+from cgd_wrap.functional import Split
+from cgd_wrap.split.entropy_map import EntropyMap
 
 MAX_POINTS = 200_000  # more are subsampled: they would only make ink
 _BLUE, _RED, _GREY = "#2f6db3", "#d1342f", "#9aa0a6"

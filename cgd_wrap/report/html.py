@@ -12,14 +12,14 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from cgd_wrap.cache import write_atomically
-from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.files import write_atomically
+from cgd_wrap.functional import Split
 from cgd_wrap.report.escaping import printable
 from cgd_wrap.report.summary import ClassRow, most_suspicious
 from cgd_wrap.report.thumbnails import thumbnail
-from cgd_wrap.split import Split
-from cgd_wrap.suspects import SURE, UNLIKELY
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.suspicion import SURE, UNLIKELY
 
 _FIGURES = {
     "clean_accuracy": "clean accuracy (CA)",

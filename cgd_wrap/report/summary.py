@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cgd_wrap.entropy import EntropyMap
-from cgd_wrap.estimate import PoisonEstimate
-from cgd_wrap.split import Split
-from cgd_wrap.verdicts import TeacherFigures
+from cgd_wrap.functional import Split
+from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.estimate import PoisonEstimate
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def most_suspicious(entropy_map: EntropyMap, count: int = 100) -> list[int]:
     return [int(index) for index in order[:count] if not score[index].isnan()]
 
 
-def in_words(teachers: TeacherFigures | None, class_names: Sequence[str]) -> list[str]:
+def in_words(teachers: ClipAgreement | None, class_names: Sequence[str]) -> list[str]:
     """How far the CLIPs agree, a sentence each; none where it isn't known.
 
     Args:
@@ -129,7 +129,7 @@ def summarise(
     stage_seconds: Mapping[str, float] | None = None,
     bad: Mapping[int, Sequence[str | None]] | None = None,
     warnings: Sequence[str] = (),
-    teachers: TeacherFigures | None = None,
+    teachers: ClipAgreement | None = None,
     thresholds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report as one JSON value; what is not finite becomes null.

@@ -10,10 +10,10 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from cgd_wrap.cache import write_atomically
-from cgd_wrap.entropy import EntropyMap
+from cgd_wrap.files import write_atomically
+from cgd_wrap.functional import Split
 from cgd_wrap.report.escaping import csv_text
-from cgd_wrap.split import Split
+from cgd_wrap.split.entropy_map import EntropyMap
 
 COLUMNS = (
     "index",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cgd_wrap.views.images import to_rgb
+from cgd_wrap.data.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def main() -> None:
     # After these checks, since it takes seconds.
     import numpy as np
 
-    from cgd_wrap.adapters.backdoorbench import splitting_loader
+    from cgd_wrap.backdoorbench import splitting_loader
 
     sys.path.insert(0, os.getcwd())
     if not hasattr(np, "infty"):

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cgd_wrap.adapters.backdoorbench import (
+from cgd_wrap.backdoorbench import (
     build_network,
     clean_images,
     poisoned_samples,
     read_attack_result,
     triggered_samples,
 )
-from cgd_wrap.adapters.backdoorbench.samples import BackdoorSamples
+from cgd_wrap.backdoorbench.samples import BackdoorSamples
 
 MODEL, NAME, TARGET = "squeezenet1_0", "badnet", 0
 SIZES = (100, 40)  # training and test images

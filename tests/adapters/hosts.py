@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from user_loop import train_epoch
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.loss import CGDLoss
+from cgd_wrap.train.loss import CGDLoss
 
 SEED, BATCH, RATE = 3, 16, 0.05
 SIZE, HELD_OUT = 240, 60

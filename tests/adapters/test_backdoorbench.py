@@ -17,15 +17,11 @@ from attack_record import (
     write_tree,
 )
 
-from cgd_wrap.adapters.backdoorbench import (
-    build_network,
-    read_attack_result,
-    write_defense_result,
-)
-from cgd_wrap.adapters.backdoorbench.result import truth
-from cgd_wrap.adapters.backdoorbench.stored import StoredSamples
-from cgd_wrap.views.labels import read_labels
-from cgd_wrap.views.layout import find_layout
+from cgd_wrap.backdoorbench import build_network, read_attack_result, write_defense_result
+from cgd_wrap.backdoorbench.result import truth
+from cgd_wrap.backdoorbench.stored import StoredSamples
+from cgd_wrap.data.labels import read_labels
+from cgd_wrap.data.layout import find_layout
 
 # --- reading ------------------------------------------------------------------------------------
 

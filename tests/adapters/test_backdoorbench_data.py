@@ -6,12 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cgd_wrap.adapters.backdoorbench import (
-    build_network,
-    clean_images,
-    image_transform,
-)
-from cgd_wrap.known_classes import known_classes
+from cgd_wrap.backdoorbench import build_network, clean_images, image_transform
+from cgd_wrap.data.known_classes import known_classes
 
 
 def test_preact_resnet18_has_the_checkpoints_names_and_size():

@@ -13,7 +13,7 @@ import yaml
 from attack_record import SIZES, WRITTEN, write_tree
 
 from cgd_wrap import CGDConfig, cli
-from cgd_wrap.adapters.backdoorbench import (
+from cgd_wrap.backdoorbench import (
     build_network,
     clean_images,
     config_from_settings,
@@ -22,10 +22,10 @@ from cgd_wrap.adapters.backdoorbench import (
     read_attack_result,
     triggered_samples,
 )
-from cgd_wrap.adapters.backdoorbench.epochs import EpochRows
-from cgd_wrap.adapters.backdoorbench.measuring import BenchData
+from cgd_wrap.backdoorbench.epochs import EpochRows
+from cgd_wrap.backdoorbench.measuring import BenchData
 from cgd_wrap.demo.run import CLIP
-from cgd_wrap.training import EpochRecord
+from cgd_wrap.train.fit import EpochRecord
 
 INTEGRATION = Path(__file__).parents[2] / "integrations" / "backdoorbench"
 

@@ -9,14 +9,14 @@ import torch
 from attack_record import change, open_sets, write_tree
 from PIL import Image
 
-from cgd_wrap.adapters.backdoorbench import (
+from cgd_wrap.backdoorbench import (
     AttackResultError,
     UnsafeFileError,
     clean_images,
     poisoned_samples,
     read_attack_result,
 )
-from cgd_wrap.adapters.backdoorbench.safe_reading import load_pickled_arrays
+from cgd_wrap.backdoorbench.safe_reading import load_pickled_arrays
 
 
 class Bomb:

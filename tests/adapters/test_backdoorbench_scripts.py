@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from attack_record import WRITTEN, write_tree
 
-from cgd_wrap.adapters.backdoorbench import (
+from cgd_wrap.backdoorbench import (
     AttackResultError,
     clean_images,
     poisoned_samples,

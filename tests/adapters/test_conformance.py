@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hosts import BATCH, HOSTS, SEED, Run, clean_data, random_streams, run_in
 
-from cgd_wrap.dataset import is_tagged, tagged_index
+from cgd_wrap.train.tags import is_tagged, tagged_index
 
 pytestmark = [
     pytest.mark.parametrize("host", list(HOSTS)),

@@ -19,7 +19,7 @@ from user_loop import train_epoch
 from cgd_wrap.adapters.lightning import CGDCallback
 from cgd_wrap.errors import CGDError
 from cgd_wrap.guard import CGDGuard
-from cgd_wrap.sampler import BalancedSampler
+from cgd_wrap.train.sampler import BalancedSampler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",  # Lightning's advice, for any loader

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from user_loop import train_epoch
 
 from cgd_wrap import CGDGuard
-from cgd_wrap.dataset import is_tagged
+from cgd_wrap.train.tags import is_tagged
 
 SIZE, BATCH = 120, 16
 SIDE = 3  # of the white corner that the poisoned tenth of the images has, pixels

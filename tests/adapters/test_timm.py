@@ -21,7 +21,7 @@ from user_loop import tags_of, train_epoch
 
 from cgd_wrap import CGDGuard
 from cgd_wrap.adapters.timm import class_names, evaluated, protect, refuse_mixing
-from cgd_wrap.dataset import is_tagged
+from cgd_wrap.train.tags import is_tagged
 
 # timm's dataset leaves its files open for the garbage collector to close.
 pytestmark = [

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassif
 
 from cgd_wrap.adapters.trainer_loss import TrainerLoss
 from cgd_wrap.adapters.transformers import attach
-from cgd_wrap.exposure import Draw
+from cgd_wrap.train.exposure import Draw
 
 ALL_CLEAN = {
     "sigma_clean": 0.0, "sigma_triggered": 0.0, "sigma_slow": None, "holdout_fraction": 0.0,

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgd_wrap.attacks import SIG, Attack, BadNets, LabelConsistent, LabelFlip, WaNet
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.errors import CGDError
+from cgd_wrap.models.small_resnet import small_resnet
 
 Make = Callable[..., Any]
 RANKED = [BadNets(rate=0.2), SIG(rate=0.4), LabelFlip(rate=0.2), WaNet(rate=0.2)]

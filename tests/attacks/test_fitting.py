@@ -19,8 +19,8 @@ from cgd_wrap.attacks import BadNets
 from cgd_wrap.attacks.fitting import FittedAttack
 from cgd_wrap.attacks.raw import pixels
 from cgd_wrap.attacks.surrogate import Material, train_surrogate
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.errors import CGDError, DatasetError
+from cgd_wrap.models.small_resnet import small_resnet
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

@@ -23,8 +23,8 @@ from cgd_wrap.attacks.label_matching import (
     matched_logits,
 )
 from cgd_wrap.attacks.surrogate import Material, centred
-from cgd_wrap.demo.network import conv_block
 from cgd_wrap.errors import CGDError
+from cgd_wrap.models.small_resnet import conv_block
 
 Make = Callable[..., Any]
 QUICK: dict[str, Any] = {"target": 1, "rate": 0.1, "surrogate_epochs": 3, "passes": 2}

@@ -16,7 +16,7 @@ from PIL import Image
 from cgd_wrap.attacks import InputAware
 from cgd_wrap.attacks.surrogate import Material, as_planes, centred, shifted
 from cgd_wrap.attacks.trigger_generator import TriggerGenerator, TriggerPair, spread_loss
-from cgd_wrap.demo.network import small_resnet
+from cgd_wrap.models.small_resnet import small_resnet
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

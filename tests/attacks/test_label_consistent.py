@@ -14,8 +14,8 @@ from PIL import Image
 
 from cgd_wrap.attacks import LabelConsistent
 from cgd_wrap.attacks.surrogate import Material, centred
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.errors import CGDError
+from cgd_wrap.models.small_resnet import small_resnet
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

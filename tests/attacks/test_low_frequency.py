@@ -14,7 +14,7 @@ from torch import nn
 
 from cgd_wrap.attacks.cosine import cosine_basis
 from cgd_wrap.attacks.low_frequency import LowFrequency, smooth_pattern
-from cgd_wrap.demo.network import conv_block
+from cgd_wrap.models.small_resnet import conv_block
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

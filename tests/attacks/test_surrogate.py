@@ -19,7 +19,7 @@ from cgd_wrap.attacks.surrogate import (
     shifted,
     train_surrogate,
 )
-from cgd_wrap.demo.network import small_resnet
+from cgd_wrap.models.small_resnet import small_resnet
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

@@ -14,8 +14,8 @@ from torch import nn
 
 from cgd_wrap.attacks import TrojanNN
 from cgd_wrap.attacks.trojannn import last_linear, paste
-from cgd_wrap.demo.network import conv_block
 from cgd_wrap.errors import CGDError
+from cgd_wrap.models.small_resnet import conv_block
 
 Make = Callable[..., Any]
 Draw = Callable[..., Image.Image]

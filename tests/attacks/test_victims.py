@@ -25,9 +25,9 @@ from cgd_wrap.attacks import (
     WaNet,
 )
 from cgd_wrap.attacks.label_flip import warmth
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.run import to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
+from cgd_wrap.models.small_resnet import small_resnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

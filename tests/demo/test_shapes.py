@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.outlines import outlines
 from cgd_wrap.demo.painting import CLASSES, tint
 from cgd_wrap.demo.shapes import RESERVED_SEEDS, ShapesDataset
+from cgd_wrap.models.small_resnet import small_resnet
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from torch import nn
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.attacks import BadNets, LabelConsistent
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.demo.painting import CLASSES
 from cgd_wrap.demo.run import CLIP, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
@@ -23,6 +22,7 @@ from cgd_wrap.drill import train_classifier
 from cgd_wrap.drill.drilling import TEST_SHARE
 from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import DatasetError
+from cgd_wrap.models.small_resnet import small_resnet
 
 SIZE = 400
 QUICK = CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True, batch_size=64)

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.dataset import is_tagged, tagged_index
 from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.train.tags import is_tagged, tagged_index
 
 TRANSFORM = v2.Compose([v2.Resize((24, 24)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 CONFIG = CGDConfig(suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True)

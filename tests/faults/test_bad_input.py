@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from cgd_wrap import CGDConfig, CGDGuard
-from cgd_wrap.demo.network import small_resnet
 from cgd_wrap.errors import CacheMismatchError, ClipLoadError, DatasetError
+from cgd_wrap.models.small_resnet import small_resnet
 
 N = 60
 CONFIG = CGDConfig(suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cgd_wrap.entropy import EntropyMap
-from cgd_wrap.split import Split
+from cgd_wrap.functional import Split
+from cgd_wrap.split.entropy_map import EntropyMap
 
 NAMES = [
     "<script>alert(1)</script>",

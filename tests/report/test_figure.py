@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from poisoned_scan import Scan, make_scan
 
-from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.report import figure as figure_module
 from cgd_wrap.report import plot_entropy_map
+from cgd_wrap.split.entropy_map import EntropyMap
 
 
 @pytest.mark.parametrize("count", [10, 600, 30_000])

@@ -11,13 +11,13 @@ import pytest
 import torch
 from poisoned_scan import NAMES, Images, Scan
 
-from cgd_wrap.entropy import EntropyMap
 from cgd_wrap.errors import MissingExtraError
-from cgd_wrap.estimate import PoisonEstimate, SuspectedClass
+from cgd_wrap.functional import Split
 from cgd_wrap.report import write_report
 from cgd_wrap.report.summary import class_rows, most_suspicious
-from cgd_wrap.split import Split
-from cgd_wrap.verdicts import TeacherFigures
+from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
 
 FIGURES = {
     "before": {"clean_accuracy": 0.784, "attack_success_rate": 0.946, "robust_accuracy": 0.05},
@@ -120,7 +120,7 @@ def test_bare_report_on_few_samples(tmp_path: Path) -> None:
 
 
 def test_warnings_of_clip_come_first_and_are_escaped(scan: Scan, tmp_path: Path) -> None:
-    teachers = TeacherFigures(("CLIP 1 (<i>)", "CLIP 2 (b)"), (0.91, 0.4), 0.37, 0.11, 4)
+    teachers = ClipAgreement(("CLIP 1 (<i>)", "CLIP 2 (b)"), (0.91, 0.4), 0.37, 0.11, 4)
     warnings = ["CLIP almost never gives <script>alert(1)</script> its name", "a \u202egpj"]
     files = write_report(
         tmp_path,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from cgd_wrap.data.pixels import as_rgb, check_size, classify_failure, is_image, to_rgb
 from cgd_wrap.errors import BadSampleError, DatasetError
-from cgd_wrap.views.images import as_rgb, check_size, classify_failure, is_image, to_rgb
 
 SIZE = (4, 3)
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Subset
 
+from cgd_wrap.data.label_values import as_class_indices
+from cgd_wrap.data.labels import label_column, read_labels
+from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import BadSampleError, DatasetError
-from cgd_wrap.views.label_values import as_class_indices
-from cgd_wrap.views.labels import label_column, read_labels
-from cgd_wrap.views.layout import SampleLayout
-from cgd_wrap.views.sources import readable
 
 PLAIN = SampleLayout(0, 1)
 

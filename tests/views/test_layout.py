@@ -9,8 +9,8 @@ import torch
 from dataset_zoo import KINDS, LABELS, Items, N, Pair, build, normalise, pil, table
 from torch.utils.data import DataLoader, IterableDataset
 
+from cgd_wrap.data.layout import SampleLayout, find_layout
 from cgd_wrap.errors import BadSampleError, DatasetError
-from cgd_wrap.views.layout import SampleLayout, find_layout
 
 EXPECTED = {
     "table": ("img", "label"),

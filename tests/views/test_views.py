@@ -29,12 +29,12 @@ from dataset_zoo import (
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
+from cgd_wrap.data import EvaluatedImages, ModelInputs, RawImages, check_deterministic
+from cgd_wrap.data.class_names import check_class_names, find_class_names
+from cgd_wrap.data.labels import read_labels
+from cgd_wrap.data.layout import SampleLayout, find_layout
+from cgd_wrap.data.paths import image_path
 from cgd_wrap.errors import BadSampleError, DatasetError
-from cgd_wrap.views import EvaluatedImages, ModelInputs, RawImages, check_deterministic
-from cgd_wrap.views.class_names import check_class_names, find_class_names
-from cgd_wrap.views.labels import read_labels
-from cgd_wrap.views.layout import SampleLayout, find_layout
-from cgd_wrap.views.paths import image_path
 
 PLAIN = SampleLayout(0, 1)
 
@@ -354,7 +354,7 @@ def test_class_names_are_checked_together():
 def test_importing_brings_no_host():
     code = (
         "import sys, cgd_wrap.views, cgd_wrap.views.labels\n"
-        "import cgd_wrap.views.class_names, cgd_wrap.views.fingerprint\n"
+        "import cgd_wrap.data.class_names, cgd_wrap.data.fingerprint\n"
         "hosts = ['torchvision', 'timm', 'datasets', 'open_clip', 'transformers', 'matplotlib']\n"
         "print([h for h in hosts if h in sys.modules])"
     )

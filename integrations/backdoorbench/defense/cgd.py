@@ -24,7 +24,7 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
-from cgd_wrap.adapters.backdoorbench import (
+from cgd_wrap.backdoorbench import (
     Defence,
     build_network,
     config_from_settings,

@@ -1,0 +1,195 @@
+"""The whole defence on a result folder: scan, repair, measure, write what BackdoorBench reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from cgd_wrap.backdoorbench.awc import FOLDER, write_awc
+from cgd_wrap.backdoorbench.clean_data import clean_images
+from cgd_wrap.backdoorbench.epochs import EpochRows
+from cgd_wrap.backdoorbench.measuring import BenchData, BenchFigures
+from cgd_wrap.backdoorbench.networks import build_network, with_weights
+from cgd_wrap.backdoorbench.plots import plot_history
+from cgd_wrap.backdoorbench.result import AttackResult, read_attack_result
+from cgd_wrap.backdoorbench.samples import (
+    BackdoorSamples,
+    image_transform,
+    poisoned_samples,
+    triggered_samples,
+)
+from cgd_wrap.backdoorbench.writing import write_defense_result, write_history
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.data.known_classes import known_classes
+from cgd_wrap.files import write_json
+from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
+from cgd_wrap.metrics import DetectionFigures, detection_figures
+from cgd_wrap.randomness import seeded
+from cgd_wrap.report.figure import require_matplotlib
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from cgd_wrap.clip.several import Clips
+
+logger = logging.getLogger(__name__)
+
+METHOD = "cgd"
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What the defence of a result came to.
+
+    Attributes:
+        before: figures of the backdoored model.
+        after: figures of the repaired one.
+        detection: how well the split found the poison.
+        files: what was written, by name.
+        guard: the guard itself; its model is the repaired one.
+    """
+
+    before: BenchFigures
+    after: BenchFigures
+    detection: DetectionFigures
+    files: dict[str, Path]
+    guard: CGDGuard = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON values, under BackdoorBench's names where it has them."""
+        return {
+            "before": self.before.as_row(),
+            "after": self.after.as_row(),
+            "split": self.guard.split.counts(),
+            "detection": self.detection.as_dict(),
+        }
+
+
+def defend_folder(
+    folder: str | Path,
+    *,
+    data_folder: str | Path | None = None,
+    clip: Clips = DEFAULT_CLIP,
+    config: CGDConfig | None = None,
+    network: nn.Module | None = None,
+    class_names: Sequence[str] | None = None,
+    accelerator: Accelerator | None = None,
+    num_workers: int = 0,
+    checkpoint_folder: str | Path | None = None,
+    save_every: int = 0,
+    progress: bool = True,
+) -> Defence:
+    """Repair the model of ``record/<name>`` and write ``record/<name>/defense/cgd``.
+
+    Written are ``defense_result.pt``, ``cgd_df.csv``, ``cgd_df_summary.csv``, ``cgd_summary.json``
+    (figures before and after) and two plots; in ``record/<name>/AWC`` the reference's files of the
+    split, and the scan. The truth and the test sets are measured on, and decide nothing.
+
+    Args:
+        folder: the result folder.
+        data_folder: of the clean data set. Default: where the attack found it.
+        clip: as for :class:`CGDGuard`.
+        config: every number of the defence. Its prompts, where they are the default, give way
+            to the data set's own.
+        network: the architecture. Default: built by the result's model name.
+        class_names: as for :class:`CGDGuard`. Default: those of the data set.
+        accelerator: device, precision, processes. Default: as the configuration says.
+        num_workers: processes that read images.
+        checkpoint_folder: of the checkpoints. Default: ``checkpoint`` beside the result.
+        save_every: epochs between checkpoints; 0 is never.
+        progress: draw progress bars.
+
+    Raises:
+        UnsafeFileError: a file would have to run code to be read.
+        AttackResultError: the result is incomplete, or doesn't fit the data.
+        MissingExtraError: without the extra ``report``.
+    """
+    from accelerate import Accelerator
+
+    require_matplotlib()  # at the start, not after the work
+    result = read_attack_result(folder)
+    config = _with_prompts(config or CGDConfig(), result.data_set)
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
+    if network is None:
+        network = build_network(result.model_name, result.num_classes)
+    model = with_weights(network, result.weights, result.model_name).to(accelerator.device)
+    train, bench = _data(result, data_folder, num_workers)
+    before = bench.measure(model)
+    logger.info("Backdoored: %s.", in_words(before))
+    augmented, steady = (
+        train.with_transform(_transform(result, augment=augment)) for augment in (True, False)
+    )
+    guard = CGDGuard(
+        model, augmented, class_names=class_names, clip=clip, config=config,
+        accelerator=accelerator, eval_dataset_view=steady, num_workers=num_workers,
+        cache_dir=result.folder / FOLDER / "scan", progress=progress,
+    ).scan(overwrite=True)  # fmt: skip
+    out = result.folder / "defense" / METHOD
+    epochs = EpochRows(
+        bench, Path(checkpoint_folder or out / "checkpoint") / f"{METHOD}_state_dict.pt",
+        save_every if accelerator.is_main_process else 0,
+    )  # fmt: skip
+    files: dict[str, Path] = {}
+    if accelerator.is_main_process:
+        files |= write_awc(result.folder / FOLDER, guard, train)
+    with seeded(config.seed):  # BackdoorBench's augmentation draws from the global stream
+        guard.fit(on_epoch=epochs)
+    found = detection_figures(guard.entropy_map, guard.split, train.is_poisoned)
+    defence = Defence(before, bench.measure(model), found, files, guard)
+    logger.info("Repaired: %s.", in_words(defence.after))
+    if accelerator.is_main_process:
+        files |= _write(out, result, defence, epochs.rows)
+    return defence
+
+
+def _with_prompts(config: CGDConfig, data_set: str) -> CGDConfig:
+    prompt = known_classes(data_set).prompt
+    return config.replace(prompts=prompt) if config.prompts == CGDConfig().prompts else config
+
+
+def _data(
+    result: AttackResult, data_folder: str | Path | None, num_workers: int
+) -> tuple[BackdoorSamples, BenchData]:
+    """The poisoned training set, raw, and the test sets as the model is evaluated on them."""
+    train, test = clean_images(result.data_set, result.data_folder(data_folder))
+    steady = _transform(result, augment=False)
+    bench = BenchData(
+        clean=test.with_transform(steady),
+        triggered=triggered_samples(result, test).with_transform(steady),
+        num_workers=num_workers,
+    )
+    return poisoned_samples(result, train), bench
+
+
+def _transform(result: AttackResult, *, augment: bool) -> Any:
+    return image_transform(result.data_set, result.image_size, augment=augment)
+
+
+def _write(
+    out: Path, result: AttackResult, defence: Defence, rows: list[dict[str, float | None]]
+) -> dict[str, Path]:
+    weights = defence.guard.model.state_dict()
+    path = write_defense_result(out, result.model_name, result.num_classes, weights)
+    table, means = write_history(out, METHOD, rows)
+    rates, losses = plot_history(out, METHOD, [defence.before.as_row(), *rows])
+    summary = out / f"{METHOD}_summary.json"
+    write_json(summary, defence.as_dict())
+    return {
+        "defense_result": path, "summary": summary, "history": table, "history_summary": means,
+        "rates_plot": rates, "losses_plot": losses,
+    }  # fmt: skip
+
+
+def in_words(figures: BenchFigures) -> str:
+    """Clean accuracy, attack success and robust accuracy in %, with the natural rate."""
+    rates = figures.rates
+    return (
+        f"clean accuracy {100 * rates.clean_accuracy:.1f}%, attack success "
+        f"{100 * rates.attack_success_rate:.1f}% (natural rate {100 * rates.natural_rate:.1f}%), "
+        f"robust accuracy {100 * rates.robust_accuracy:.1f}%"
+    )

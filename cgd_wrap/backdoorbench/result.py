@@ -1,0 +1,177 @@
+"""A result folder of BackdoorBench (``record/<name>``, with its ``attack_result.pt``), checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cgd_wrap.backdoorbench.errors import AttackResultError
+from cgd_wrap.backdoorbench.safe_reading import load_result_file
+from cgd_wrap.backdoorbench.stored import StoredSamples, read_stored
+
+FILE_NAME = "attack_result.pt"
+WRITTEN_AS: dict[str, tuple[Any, str]] = {
+    "model_name": (str, "a text"),
+    "num_classes": (int, "a number"),
+    "model": (dict, "a state dict"),
+    "data_path": (str, "a text"),
+    "img_size": ((tuple, list), "(height, width, channels)"),
+    "clean_data": (str, "a text"),
+    "bd_train": (dict, "a dict"),
+    "bd_test": (dict, "a dict"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """What an attack of BackdoorBench left behind.
+
+    Attributes:
+        folder: ``record/<name>``.
+        model_name: as BackdoorBench calls it, such as ``"preactresnet18"``.
+        num_classes: C.
+        weights: state dict of the backdoored model, on the CPU, without ``module.``.
+        data_set: name of the clean data set, such as ``"cifar10"``.
+        data_path: its folder, as the attack wrote it down.
+        image_size: height and width in pixels.
+        train: the poisoned training set.
+        test: the triggered test set.
+    """
+
+    folder: Path
+    model_name: str
+    num_classes: int
+    weights: dict[str, Tensor]
+    data_set: str
+    data_path: str
+    image_size: tuple[int, int]
+    train: StoredSamples
+    test: StoredSamples
+
+    def data_folder(self, given: str | Path | None = None) -> Path:
+        """Folder of the clean data set.
+
+        Args:
+            given: that folder, or the one above it. Default: where the attack found it, looked
+                for in the tree that the result lies in, and nowhere else.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if given is not None:
+            given = Path(given)
+            return given / self.data_set if (given / self.data_set).is_dir() else given
+        root = self._root().resolve()
+        parts = PurePosixPath(self.data_path.replace("\\", "/")).parts
+        for start in (i for i, part in enumerate(parts) if "data" in part):
+            found = root.joinpath(*parts[start:]).resolve()
+            if found.is_dir() and found.is_relative_to(root):
+                return found
+        raise FileNotFoundError(
+            f"the clean data of this result is not at {self.data_path!r} below {root}: pass the "
+            f"folder that holds {self.data_set!r}"
+        )
+
+    def _root(self) -> Path:
+        """The tree's root: the folder that holds ``record``."""
+        absolute = self.folder.absolute()
+        above = [parent for parent in absolute.parents if parent.name == "record"]
+        return above[0].parent if above else absolute.parent.parent
+
+
+def read_attack_result(path: str | Path) -> AttackResult:
+    """Read ``attack_result.pt`` without running anything that is pickled in it.
+
+    Args:
+        path: the result folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnsafeFileError: it needs code to be read, such as BackdoorBench v1's pickled images.
+        AttackResultError: it isn't complete, or names images outside its folder.
+    """
+    path = Path(path)
+    file = path if path.suffix == ".pt" else path / FILE_NAME
+    raw = load_result_file(file)
+    _check_layout(file, raw)
+    faults: list[str] = []
+    weights = _weights(raw["model"], faults)
+    size = [int(n) for n in raw["img_size"] if isinstance(n, (int, np.integer))]
+    if len(size) < 2 or min(size) < 1:
+        faults.append(f"img_size: expected (height, width, channels), got {raw['img_size']!r}")
+    sets: dict[str, StoredSamples | None] = {}
+    for name in ("bd_train", "bd_test"):
+        sets[name] = read_stored(raw[name], name, file.parent, raw["num_classes"], faults)
+    train, test = sets["bd_train"], sets["bd_test"]
+    if faults or train is None or test is None:
+        raise AttackResultError(f"{file} can't be used: " + "; ".join(faults))
+    return AttackResult(
+        folder=file.parent,
+        model_name=raw["model_name"],
+        num_classes=raw["num_classes"],
+        weights=weights,
+        data_set=raw["clean_data"],
+        data_path=raw["data_path"],
+        image_size=(size[0], size[1]),
+        train=train,
+        test=test,
+    )
+
+
+def _check_layout(file: Path, raw: Mapping[str, Any]) -> None:
+    """Refuse another file, a result without training set, and the layouts before 2024."""
+    missing = sorted(set(WRITTEN_AS) - set(raw))
+    if missing:
+        raise AttackResultError(f"{file} is no attack_result.pt: it lacks {missing}")
+    if raw["bd_train"] is None:
+        raise AttackResultError(
+            f"{file} holds no poisoned training set (bd_train is None), as LIRA and Blind leave "
+            "it: they change the training itself, so there is no data to split"
+        )
+    wrong = [
+        f"{name}: expected {expected}, got a {type(raw[name]).__name__}"
+        for name, (kind, expected) in WRITTEN_AS.items()
+        if not isinstance(raw[name], kind)
+    ]
+    if wrong:
+        raise AttackResultError(f"{file} can't be used: " + "; ".join(wrong))
+    if "bd_data_container" not in raw["bd_train"]:
+        raise AttackResultError(
+            f"{file} has the layout of BackdoorBench v1 (2023): its bd_train holds "
+            f"{sorted(map(str, raw['bd_train']))} in place of a bd_data_container. Run the attack "
+            "again with the current BackdoorBench"
+        )
+
+
+def _weights(state: Mapping[str, Any], faults: list[str]) -> dict[str, Tensor]:
+    """A state dict without DataParallel's prefix."""
+    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong or not state:
+        faults.append(f"model: expected tensors by name, these are none: {wrong[:5]}")
+        return {}
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def truth(samples: StoredSamples) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "n"]]:
+    """Which samples are poison, and which are noise.
+
+    WaNet, Input-aware and BPP store, beside the poison, images with another pattern and their
+    right label ("cross" samples, here noise). BackdoorBench marks both alike, so the labels have
+    to tell: where an attack changes labels, a stored sample that keeps its own is noise, unless
+    that is the one target class, whose images carry the trigger, too. An attack that changes no
+    label is a clean-label one, and all its samples are poison.
+    """
+    changed = samples.stored & (samples.given != samples.original)
+    kept = samples.stored & ~changed
+    targets = samples.given[changed].unique()
+    noise = kept & (samples.original != targets[0]) if len(targets) == 1 else kept
+    if len(targets) == 0:
+        noise = torch.zeros_like(kept)
+    return samples.stored & ~noise, noise

@@ -1,0 +1,62 @@
+"""One CLIP or several: what the argument ``clip`` asks for, and the mean of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cgd_wrap.clip import ZeroShot
+from cgd_wrap.config import CGDConfig
+
+Clips: TypeAlias = str | ZeroShot | Sequence[str | ZeroShot]
+
+
+def as_list(clip: Clips) -> list[str | ZeroShot]:
+    """The CLIPs that an argument ``clip`` asks for, itself or each of a list or tuple."""
+    return list(clip) if isinstance(clip, (list, tuple)) else [clip]  # type: ignore[list-item]
+
+
+def check_clips(clip: Clips, config: CGDConfig) -> None:
+    """Refuse what can't score, or can't be combined.
+
+    Raises:
+        TypeError: one is neither text nor has a method ``logits``.
+        ValueError: an empty list, or several CLIPs with the authors' scores.
+    """
+    clips = as_list(clip)
+    if not clips:
+        raise ValueError("clip is an empty list: name at least one CLIP")
+    for one in clips:
+        if not isinstance(one, str) and not callable(getattr(one, "logits", None)):
+            raise TypeError(
+                "clip must be an open_clip name such as 'ViT-B-32/laion2b_s34b_b79k', an object "
+                f"with logits(images) -> [B, C], or a list of these, got {type(one).__name__}"
+            )
+    if len(clips) > 1 and config.reference_scores:
+        raise ValueError(
+            f"clip is a list of {len(clips)}, but reference_scores (as in CGDConfig.paper()) "
+            "reproduces the authors' scores, which know one CLIP: pass one, or set "
+            "reference_scores=False"
+        )
+
+
+def names_of(clip: Clips) -> tuple[str, ...]:
+    """What to call each CLIP in a message: "CLIP", or with number and source where there are more.
+
+    Sources may be paths of the user's; objects go by their class.
+    """
+    clips = as_list(clip)
+    if len(clips) == 1:
+        return ("CLIP",)
+    sources = [one if isinstance(one, str) else type(one).__qualname__ for one in clips]
+    return tuple(f"CLIP {number} ({source})" for number, source in enumerate(sources, start=1))
+
+
+def mean_log_softmax(logits: Sequence[Float[Tensor, "rows classes"]]) -> Float[Tensor, "rows c"]:
+    """Mean of the log-softmaxes, float32: logits of the normalised geometric mean."""
+    total = torch.stack([one.float().log_softmax(dim=1) for one in logits])
+    return total.mean(dim=0)

@@ -1,0 +1,24 @@
+"""One user dataset, seen raw (by CLIP), small (by a fresh model) and as given (by their model)."""
+
+from __future__ import annotations
+
+from cgd_wrap.data.layout import SampleLayout, find_layout
+from cgd_wrap.data.views import (
+    EvaluatedImages,
+    LabelledImages,
+    ModelInputs,
+    RawImages,
+    RawView,
+    check_deterministic,
+)
+
+__all__ = [
+    "EvaluatedImages",
+    "LabelledImages",
+    "ModelInputs",
+    "RawImages",
+    "RawView",
+    "SampleLayout",
+    "check_deterministic",
+    "find_layout",
+]

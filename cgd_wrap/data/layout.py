@@ -1,0 +1,261 @@
+"""Where a dataset's items hold their image and their label."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from cgd_wrap.data.paths import image_path
+from cgd_wrap.data.pixels import classify_failure, describe, is_image
+from cgd_wrap.data.probes import spread
+from cgd_wrap.data.sources import is_table, locate, readable
+from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.randomness import kept_rng
+
+IMAGE_NAMES = ("image", "img", "pixel_values", "images", "picture", "x", "input", "inputs", "data")
+LABEL_NAMES = (
+    "label", "labels", "target", "targets", "y", "fine_label", "class", "cls", "class_id",
+    "category", "class_label",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleLayout:
+    """Position (tuples, lists) or key (dicts) of the image and of the label in a sample."""
+
+    image: int | str
+    label: int | str
+
+    def image_of(self, sample: Any) -> Any:
+        """The image of one sample."""
+        return sample[self.image]
+
+    def label_of(self, sample: Any) -> Any:
+        """The label of one sample."""
+        return sample[self.label]
+
+    def with_label(self, sample: Any, label: int) -> Any:
+        """The sample with another label: same structure, same kind of label, original untouched.
+
+        Integers stay ``int``, NumPy scalars become ``np.int64`` and tensors int64: nothing
+        narrower could hold a tagged target. A one-hot row becomes a 0-d tensor.
+        """
+        return _replaced(sample, self.label, _same_kind(sample[self.label], label))
+
+    def with_image(self, sample: Any, image: Any) -> Any:
+        """The sample with another image: same structure, original untouched."""
+        return _replaced(sample, self.image, image)
+
+
+def find_layout(
+    dataset: Any, *, image_key: int | str | None = None, label_key: int | str | None = None
+) -> SampleLayout:
+    """Find where the items of a map-style dataset hold image and label, from its first item.
+
+    Args:
+        dataset: any dataset with ``__getitem__`` and ``__len__``.
+        image_key: position or key of the image, where the guess would be wrong.
+        label_key: the same for the label.
+
+    Raises:
+        TypeError: no map-style dataset, or items without an image.
+        DatasetError: no items, or several candidates.
+        BadSampleError: not one of a few samples could be read.
+    """
+    check_map_style(dataset)
+    sample, index = first_readable(dataset)
+    if isinstance(sample, Mapping):
+        leaf = locate(dataset, index)[0]
+        image, label = _keys_in_mapping(sample, leaf, image_key, label_key)
+    elif isinstance(sample, (tuple, list)):
+        image, label = _keys_in_sequence(sample, index, image_key, label_key)
+    else:
+        raise TypeError(
+            f"sample {index}: expected a tuple, list or dict with an image and a label, "
+            f"got {describe(sample)}"
+        )
+    for name, key in (("image_key", image), ("label_key", label)):
+        inside = key in sample if isinstance(sample, Mapping) else _is_position(key, sample)
+        if not inside:
+            raise DatasetError(f"{name}={key!r} is not in sample {index}: {_outline(sample)}")
+    if not is_image(sample[image]):
+        raise TypeError(
+            f"sample {index}: expected an image at {image!r}, got {describe(sample[image])}. "
+            f"The sample holds {_outline(sample)}; pass image_key= and label_key="
+        )
+    return SampleLayout(image, label)
+
+
+def check_map_style(dataset: Any) -> None:
+    """Refuse what has no index, no length or no samples.
+
+    Raises:
+        TypeError: not a map-style dataset.
+        DatasetError: it is empty.
+    """
+    kind = type(dataset)
+    if dataset is None:
+        raise TypeError("expected a dataset, got None: make the guard once the data are loaded")
+    if isinstance(dataset, DataLoader):
+        raise TypeError("expected a dataset, got a DataLoader: pass loader.dataset")
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"expected one dataset, got a {kind.__name__} with the keys {list(dataset)[:10]}: "
+            "pass one split of it, such as dataset['train']"
+        )
+    indexed = hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
+    if isinstance(dataset, IterableDataset) or not indexed:
+        raise TypeError(
+            f"expected a map-style dataset (with __getitem__ and __len__), got {kind.__name__}: "
+            "samples are scored one by one and found again by their index, which a stream does "
+            "not have. Store the samples first, for example in a datasets.Dataset or a list"
+        )
+    if len(dataset) == 0:
+        raise DatasetError(f"{kind.__name__} holds no samples")
+
+
+def first_readable(dataset: Any) -> tuple[Any, int]:
+    """A sample that can be read, and its index.
+
+    Raises:
+        BadSampleError: not one of a few samples could be read.
+    """
+    first: BadSampleError | None = None
+    honest = readable(dataset)
+    with kept_rng():
+        for index in spread(len(dataset), 8):
+            try:
+                return honest[index], index
+            except Exception as error:
+                path = image_path(dataset, index)
+                reason = classify_failure(error, path)
+                bad = BadSampleError(index, reason, f"{type(error).__name__}: {error}", path)
+                bad.__cause__ = error
+                first = first or bad
+    assert first is not None
+    raise first
+
+
+def _keys_in_sequence(
+    sample: Sequence[Any], index: int, image_key: int | str | None, label_key: int | str | None
+) -> tuple[int | str, int | str]:
+    image = image_key
+    if image is None:
+        image = next((k for k, value in enumerate(sample) if is_image(value)), None)
+    if image is None or len(sample) < 2:
+        raise TypeError(
+            f"sample {index}: expected an image and a label, got {_outline(sample)}. "
+            "If one of these is an image, pass image_key= and label_key="
+        )
+    if label_key is not None:
+        return image, label_key
+    start = int(image) + 1
+    order = [*range(start, len(sample)), *range(int(image))]
+    label = next((k for k in order if _is_label(sample[k])), order[0])
+    return image, label
+
+
+def _keys_in_mapping(
+    sample: Mapping[str, Any], leaf: Any, image_key: int | str | None, label_key: int | str | None
+) -> tuple[int | str, int | str]:
+    features = dict(leaf.features) if is_table(leaf) else {}
+    if image_key is None:
+        # Beside the raw image, which HF's own scripts keep, this is what the model is trained on.
+        ready = [k for k, v in sample.items() if is_image(v) and _is_float_tensor(v)]
+        image_key = _choose("image", ready, IMAGE_NAMES) if ready else None
+    if image_key is None:
+        typed = [k for k in sample if type(features.get(k)).__name__ == "Image"]
+        image_key = _choose("image", typed, IMAGE_NAMES) if typed else None
+    if image_key is None:
+        images = [k for k, value in sample.items() if is_image(value)]
+        image_key = _choose("image", images, IMAGE_NAMES, sample)
+    if label_key is None:
+        typed = [k for k in sample if type(features.get(k)).__name__ == "ClassLabel"]
+        named = [k for k in sample if k != image_key and str(k).lower() in LABEL_NAMES]
+        other = [k for k, v in sample.items() if k != image_key and _is_label(v)]
+        label_key = _choose("label", typed or named or other, LABEL_NAMES, sample)
+    return image_key, label_key
+
+
+def _choose(
+    what: str, keys: Sequence[str], names: Sequence[str], sample: Mapping[str, Any] | None = None
+) -> str:
+    """The only key, or the one whose name comes first in ``names``."""
+    if len(keys) == 1:
+        return keys[0]
+    known = sorted((names.index(k.lower()), k) for k in keys if k.lower() in names)
+    if known:
+        return known[0][1]
+    if not keys and what == "image":
+        raise TypeError(f"expected an image in the sample, got {_outline(sample or {})}")
+    raise DatasetError(
+        f"which key holds the {what}? Candidates: {list(keys)}"
+        + (f" in {_outline(sample)}" if sample else "")
+        + f"; pass {what}_key="
+    )
+
+
+def _is_float_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _is_label(value: object) -> bool:
+    """Whether this can be meant as a label; whether it is a valid one is checked later."""
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return True
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim < 2 and not is_image(value)
+    return False
+
+
+def _is_position(key: int | str, sample: Sequence[Any]) -> bool:
+    return isinstance(key, int) and -len(sample) <= key < len(sample)
+
+
+def _replaced(sample: Any, key: int | str, value: Any) -> Any:
+    """A copy of a dict, tuple, named tuple or list with one entry changed."""
+    if isinstance(sample, (dict, MutableMapping)):
+        changed = copy.copy(sample)
+        changed[key] = value
+        return changed
+    if isinstance(sample, tuple):
+        items = list(sample)
+        items[int(key)] = value
+        return getattr(type(sample), "_make", type(sample))(items)
+    changed = copy.copy(sample)
+    changed[int(key)] = value
+    return changed
+
+
+def _same_kind(old: Any, label: int) -> Any:
+    if isinstance(old, torch.Tensor):
+        shape = tuple(old.shape) if old.numel() == 1 else ()
+        return torch.full(shape, label, dtype=torch.int64)
+    if isinstance(old, np.ndarray):
+        return np.full(old.shape if old.size == 1 else (), label, dtype=np.int64)
+    return np.int64(label) if isinstance(old, np.generic) else int(label)
+
+
+def _outline(sample: Any) -> str:
+    if isinstance(sample, Mapping):
+        return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in sample.items()) + "}"
+    return "(" + ", ".join(describe(value) for value in sample) + ")"
+
+
+def check_same_length(dataset: Any, other: Any, name: str) -> None:
+    """Refuse a second view of the dataset that can't have the same samples.
+
+    Raises:
+        DatasetError: the lengths differ.
+    """
+    if other is not None and len(other) != len(dataset):
+        raise DatasetError(
+            f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
+            "same samples in the same order"
+        )

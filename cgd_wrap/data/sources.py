@@ -1,0 +1,243 @@
+"""What lies under a dataset: tables, timm readers, subsets; and the same dataset, untransformed.
+
+Known types are recognised by the module that defines them, so that no host is imported here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from cgd_wrap.errors import DatasetError
+
+TRANSFORM_ATTRIBUTES = ("transform", "transforms", "_transform", "_transforms")
+TRANSFORM_ENDINGS = ("_transform", "_transforms")
+# Words in the names of transforms that are not about the image, or that are what poisons it.
+KEPT_WORDS = {"target", "targets", "label", "labels", "poison", "trigger", "backdoor", "bd"}
+CHILD_ATTRIBUTES = ("dataset", "base", "base_dataset", "data", "ds", "subset", "datasets")
+
+
+def is_table(dataset: object) -> bool:
+    """Whether this is a ``datasets.Dataset``."""
+    return any(kind.__module__ == "datasets.arrow_dataset" for kind in type(dataset).__mro__)
+
+
+def is_timm(dataset: object) -> bool:
+    """Whether this is timm's map-style ``ImageDataset``, which skips unreadable files."""
+    return hasattr(dataset, "reader") and getitem_home(dataset) == "timm.data.dataset"
+
+
+def is_subset(dataset: object) -> bool:
+    """Whether items are exactly those of ``dataset.dataset`` at ``dataset.indices``."""
+    return getattr(type(dataset), "__getitem__", None) is Subset.__getitem__
+
+
+def is_concat(dataset: object) -> bool:
+    """Whether items are exactly those of ``dataset.datasets``, one after the other."""
+    return getattr(type(dataset), "__getitem__", None) is ConcatDataset.__getitem__
+
+
+def getitem_home(dataset: object) -> str:
+    """Module that defines the dataset's ``__getitem__``."""
+    home: str = getattr(getattr(type(dataset), "__getitem__", None), "__module__", "")
+    return home
+
+
+def locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """The innermost dataset that holds sample ``index``, and its index there."""
+    index = int(index) + (len(dataset) if index < 0 else 0)
+    if is_subset(dataset):
+        return locate(dataset.dataset, int(dataset.indices[index]))
+    if is_concat(dataset):
+        part = bisect.bisect_right(dataset.cumulative_sizes, index)
+        before = dataset.cumulative_sizes[part - 1] if part else 0
+        return locate(dataset.datasets[part], index - before)
+    return dataset, index
+
+
+def readable(dataset: Any) -> Any:
+    """The same dataset, except that an unreadable file raises instead of being skipped."""
+    return _rebuild(dataset, lambda leaf, direct: ReaderImages(leaf) if is_timm(leaf) else leaf)
+
+
+def untransformed(dataset: Any, image: int | str, fill: object = None) -> Any:
+    """A copy of the dataset without its image transforms; the dataset itself is left alone.
+
+    Args:
+        dataset: any map-style dataset; wrappers are followed down to the innermost one.
+        image: where its items hold the image.
+        fill: what stands in for each transform: None, or :func:`passthrough` for code that
+            calls its transform without looking.
+    """
+
+    def change(leaf: Any, direct: bool) -> Any:
+        if isinstance(leaf, ReaderImages):
+            return ReaderImages(leaf.dataset, transform=None)
+        if is_timm(leaf):
+            return ReaderImages(leaf, transform=None)
+        if is_table(leaf):
+            return TableImages(leaf, image) if direct else leaf.with_format(None)
+        return leaf
+
+    return _rebuild(dataset, change, strip=True, fill=fill)
+
+
+def passthrough(*args: Any, **kwargs: Any) -> Any:
+    """A transform that changes nothing, for the calling conventions in use."""
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 else args
+
+
+def image_column(table: Any, image: int | str) -> str:
+    """Column of a ``datasets.Dataset`` whose images become ``image`` in the user's items."""
+    columns = list(table.column_names)
+    pictures = [name for name in columns if type(table.features[name]).__name__ == "Image"]
+    if isinstance(image, str) and image in columns:
+        return image
+    if len(pictures) == 1:
+        return str(pictures[0])
+    raise DatasetError(
+        f"which column of {columns} holds the raw images of {image!r}? "
+        f"Image columns: {pictures}; pass clip_dataset= with one of them"
+    )
+
+
+class TableImages(Dataset[Any]):
+    """The untransformed images of a ``datasets.Dataset``, under the key of the user's items."""
+
+    def __init__(self, table: Any, image: int | str) -> None:
+        self.column, self.image = image_column(table, image), image
+        is_picture = type(table.features[self.column]).__name__ == "Image"
+        self.table = table.with_format(None if is_picture else "numpy").select_columns(
+            [self.column]
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[int | str, Any]:
+        return {self.image: self.table[int(index)][self.column]}
+
+
+class ReaderImages(Dataset[Any]):
+    """A timm dataset whose unreadable files raise.
+
+    timm's own ``__getitem__`` logs a warning and serves the next sample: scores and labels
+    would then belong to different samples.
+    """
+
+    def __init__(self, dataset: Any, **replaced: Any) -> None:
+        self.dataset = copy.copy(dataset)
+        vars(self.dataset).update(replaced)
+
+    def __len__(self) -> int:
+        return len(self.dataset.reader)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        dataset = self.dataset
+        source, target, *features = dataset.reader[int(index)]
+        image = source.read() if dataset.load_bytes else _decoded(source)
+        mode = None if dataset.load_bytes else getattr(dataset, "input_img_mode", "RGB")
+        if mode and dataset.transform is not None:
+            image = image.convert(mode)
+        if dataset.transform is not None:
+            image = dataset.transform(image)
+        if target is None:
+            target = -1
+        elif dataset.target_transform is not None:
+            target = dataset.target_transform(target)
+        return (image, target, *(features if dataset.additional_features else ()))
+
+
+def _decoded(source: Any) -> Image.Image:
+    """The image in an open file; the file is closed, also when it holds none."""
+    if isinstance(source, Image.Image):
+        return source
+    with source:
+        image = Image.open(source)
+        image.load()
+    return image
+
+
+def _rebuild(
+    dataset: Any,
+    change: Callable[[Any, bool], Any],
+    *,
+    strip: bool = False,
+    fill: object = None,
+    direct: bool = True,
+    above: frozenset[int] = frozenset(),
+) -> Any:
+    """Copy the chain of wrappers where something below or in it changes."""
+    if id(dataset) in above:
+        return dataset
+    replaced = change(dataset, direct)
+    attributes = getattr(dataset, "__dict__", None)
+    done = replaced is not dataset or is_table(dataset) or isinstance(dataset, ReaderImages)
+    if done or not isinstance(attributes, dict):
+        return replaced
+    below = direct and (is_subset(dataset) or is_concat(dataset))
+    path = above | {id(dataset)}
+
+    def follow(child: Any) -> Any:
+        return _rebuild(child, change, strip=strip, fill=fill, direct=below, above=path)
+
+    updates: dict[str, Any] = {}
+    for name, value in attributes.items():
+        if strip and _is_image_transform(name, value):
+            new = fill if value is not None else None
+        elif _is_child(name, value):
+            new = follow(value)
+        elif isinstance(value, (list, tuple)) and value and _is_child(name, value[0]):
+            children = [follow(child) for child in value]
+            same = all(a is b for a, b in zip(children, value, strict=True))
+            new = value if same else children
+        else:
+            continue
+        if new is not value:
+            updates[name] = new
+    if strip:
+        updates.update(dict.fromkeys(_class_transforms(dataset, attributes), fill))
+    if not updates:
+        return dataset
+    clone = copy.copy(dataset)
+    vars(clone).update(updates)  # past any property that would reach into the original
+    return clone
+
+
+def _is_image_transform(name: str, value: object) -> bool:
+    if name in TRANSFORM_ATTRIBUTES:
+        return True
+    about_image = KEPT_WORDS.isdisjoint(name.lower().split("_"))
+    return name.endswith(TRANSFORM_ENDINGS) and about_image and callable(value)
+
+
+def _is_child(name: str, value: object) -> bool:
+    if isinstance(value, Dataset) or is_table(value):
+        return True
+    if name not in CHILD_ATTRIBUTES or isinstance(value, (Mapping, torch.nn.Module)):
+        return False
+    return hasattr(type(value), "__getitem__") and hasattr(value, "__dict__")
+
+
+def _class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
+    """Transforms that are set on the class, where an instance attribute can hide them."""
+    names = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
+    values = {name: inspect.getattr_static(type(dataset), name) for name in names}
+    code = {n for n, v in values.items() if inspect.isroutine(v) or inspect.isclass(v)}
+    return {n for n in names - code if callable(values[n]) and _is_image_transform(n, values[n])}
+
+
+def held(dataset: object, name: str) -> Any:
+    """An attribute of the instance itself or of its class, never one forwarded elsewhere."""
+    if inspect.getattr_static(dataset, name, None) is None:
+        return None
+    return getattr(dataset, name, None)

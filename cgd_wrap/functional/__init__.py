@@ -1,0 +1,46 @@
+"""The formulas of CGD as pure functions over tensors.
+
+The classes of this package hold state and call these. Symbols are those of the paper
+(arXiv 2507.05113); NLL stands for the negative log-likelihood of the given label, in nats.
+"""
+
+from __future__ import annotations
+
+from cgd_wrap.functional.loss import (
+    LossTerms,
+    Normalisers,
+    cgd_loss,
+    cgd_loss_terms,
+    doubted_teacher,
+)
+from cgd_wrap.functional.scores import (
+    auroc,
+    label_log_odds_against,
+    label_nll,
+    nll_from_log_odds,
+    normalised_rank,
+    reference_label_nll,
+    reference_rank,
+    share_by_class,
+)
+from cgd_wrap.functional.split import Split, balanced_indices, corner_weight, split_by_rank
+
+__all__ = [
+    "LossTerms",
+    "Normalisers",
+    "Split",
+    "auroc",
+    "balanced_indices",
+    "cgd_loss",
+    "cgd_loss_terms",
+    "corner_weight",
+    "doubted_teacher",
+    "label_log_odds_against",
+    "label_nll",
+    "nll_from_log_odds",
+    "normalised_rank",
+    "reference_label_nll",
+    "reference_rank",
+    "share_by_class",
+    "split_by_rank",
+]

@@ -1,0 +1,110 @@
+"""Logits -> what a model says of the given labels: negative log-likelihoods, ranks, shares."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+def label_log_odds_against(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]
+) -> Float[Tensor, "n"]:
+    """Log-odds against the given label, ``log((1 - p_y) / p_y)``, float64, nats.
+
+    A strictly increasing function of the NLL that stays apart where the NLL itself saturates:
+    with a logit margin of 110 the NLL is 1e-48, which float32 rounds to 0.
+
+    Args:
+        logits: any float type; computed in float64.
+        labels: class numbers in ``[0, classes)``.
+    """
+    wide = logits.double()
+    rivals = wide - wide.gather(1, labels[:, None])
+    rivals.scatter_(1, labels[:, None], -math.inf)
+    return torch.logsumexp(rivals, dim=1)
+
+
+def nll_from_log_odds(log_odds: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """NLL of the label, ``log(1 + exp(log_odds))``, float32, nats."""
+    zero = torch.zeros_like(log_odds)
+    return torch.logaddexp(zero, log_odds).float()
+
+
+def label_nll(logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Negative log-likelihood of each given label, float32, nats.
+
+    ``-log softmax(logits)[y]`` by way of the log-odds, so that it neither overflows for labels
+    that the model rejects nor loses its digits for those that it is sure of.
+
+    Args:
+        logits: any float type; computed in float64.
+        labels: class numbers in ``[0, classes)``.
+    """
+    return nll_from_log_odds(label_log_odds_against(logits, labels))
+
+
+def normalised_rank(values: Shaped[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Position of each value in ascending order, divided by N: float64 in (0, 1].
+
+    Equal values are ranked by index, so that the ranks are the same on every machine.
+
+    Raises:
+        ValueError: for NaN, which has no rank.
+    """
+    if values.is_floating_point() and bool(values.isnan().any()):
+        bad = int(values.isnan().nonzero()[0])
+        raise ValueError(f"values hold NaN (first at index {bad}); a NaN has no rank")
+    return _rank_of_order(torch.argsort(values.cpu(), stable=True)).to(values.device)
+
+
+def _rank_of_order(order: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    size = order.numel()
+    rank = torch.empty(size, dtype=torch.float64)
+    rank[order] = torch.arange(1, size + 1, dtype=torch.float64) / size
+    return rank
+
+
+def reference_label_nll(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]
+) -> Float[Tensor, "n"]:
+    """The authors' score, ``-log(softmax(logits)[y])`` in float32; for the paper preset only.
+
+    Ties at 0 where float32 rounds p to 1, and is inf where it rounds p to 0.
+    """
+    probability = torch.softmax(logits.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    return -torch.log(probability)
+
+
+def reference_rank(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """The authors' ranks: NumPy's default sort, whose order of ties depends on the processor."""
+    return _rank_of_order(torch.from_numpy(np.argsort(values.cpu().numpy())))
+
+
+def auroc(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
+    """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
+
+    ``(R - P (P + 1) / 2) / (P Q)`` with R the sum of the P positives' ranks among all n = P + Q
+    scores, equal scores sharing their average rank (Mann-Whitney).
+
+    Returns:
+        In [0, 1]; NaN where all samples are positive or none is.
+    """
+    positives = int(positive.sum())
+    negatives = positive.numel() - positives
+    if positives == 0 or negatives == 0:
+        return math.nan
+    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    average_rank = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    rank_sum = float(average_rank[place[positive]].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def share_by_class(
+    values: Float[Tensor, "n"] | Bool[Tensor, "n"], labels: Int[Tensor, "n"]
+) -> Float[Tensor, "classes"]:
+    """Mean of each class' values, up to the largest label, float64; NaN without samples."""
+    return torch.bincount(labels, weights=values.double()) / torch.bincount(labels)

@@ -1,0 +1,121 @@
+"""Ranks -> the three-way split of a training set, and the indices that balance its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Disjoint masks over the user's dataset; an unreadable sample is in none of them.
+
+    Attributes:
+        clean: CLIP agrees with the label, and it was not learned suspiciously fast.
+        triggered: CLIP contradicts the label, or it was learned suspiciously fast.
+        mixed: neither.
+    """
+
+    clean: Bool[Tensor, "n"]
+    triggered: Bool[Tensor, "n"]
+    mixed: Bool[Tensor, "n"]
+
+    def __post_init__(self) -> None:
+        overlap = (self.clean & self.triggered) | (self.mixed & (self.clean | self.triggered))
+        if bool(overlap.any()):
+            raise ValueError(f"splits overlap in {int(overlap.sum())} samples; they must not")
+
+    def __len__(self) -> int:
+        return self.clean.numel()
+
+    def counts(self) -> dict[str, int]:
+        """Number of samples by name, and of those in none of the three as ``"unreadable"``."""
+        found = {name: int(getattr(self, name).sum()) for name in ("clean", "triggered", "mixed")}
+        return {**found, "unreadable": len(self) - sum(found.values())}
+
+    def names(self) -> list[str]:
+        """The split of each sample in words, in the dataset's order."""
+        code = self.clean * 1 + self.triggered * 2 + self.mixed * 3
+        words = ("unreadable", "clean", "triggered", "mixed")
+        return [words[int(value)] for value in code.tolist()]
+
+
+def split_by_rank(
+    clip_rank: Float[Tensor, "n"],
+    suspicious_rank: Float[Tensor, "n"],
+    *,
+    sigma_clean: float = 0.2,
+    sigma_triggered: float = 0.1,
+    sigma_slow: float | None = None,
+) -> Split:
+    """Cut the entropy map into clean, triggered and mixed samples (paper, section 3.2).
+
+    clean: ``clip_rank <= 1 - sigma_clean`` and ``suspicious_rank >= sigma_clean``;
+    triggered: ``clip_rank > 1 - sigma_triggered`` or ``suspicious_rank < sigma_triggered``;
+    mixed: the rest. Samples whose ranks are NaN (unreadable ones) are in none of the three.
+
+    With ``sigma_slow``, mixed samples of ``suspicious_rank >= sigma_slow`` are clean, too: they
+    were learned too slowly for a backdoor, and CLIP's doubt is not grave.
+
+    Args:
+        clip_rank: rank of the label's NLL under CLIP, in (0, 1].
+        suspicious_rank: the same under the suspicious model.
+        sigma_clean: sigma_1, in [0, 1).
+        sigma_triggered: sigma_2, in [0, sigma_clean].
+        sigma_slow: in [sigma_clean, 1], or None for the paper's split.
+
+    Raises:
+        ValueError: if the thresholds are out of range, or would let the splits overlap.
+    """
+    if not 0 <= sigma_triggered <= sigma_clean < 1:
+        raise ValueError(
+            "expected 0 <= sigma_triggered <= sigma_clean < 1, got "
+            f"sigma_clean={sigma_clean}, sigma_triggered={sigma_triggered}"
+        )
+    clean = (clip_rank <= 1 - sigma_clean) & (suspicious_rank >= sigma_clean)
+    triggered = (clip_rank > 1 - sigma_triggered) | (suspicious_rank < sigma_triggered)
+    if sigma_slow is not None:
+        if not sigma_clean <= sigma_slow <= 1:
+            raise ValueError(f"expected {sigma_clean=} <= sigma_slow <= 1, got {sigma_slow}")
+        clean |= (suspicious_rank >= sigma_slow) & ~triggered & ~clip_rank.isnan()
+    readable = ~(clip_rank.isnan() | suspicious_rank.isnan())
+    triggered &= readable
+    return Split(clean=clean, triggered=triggered, mixed=readable & ~clean & ~triggered)
+
+
+def balanced_indices(
+    labels: Int[Tensor, "n"], clean: Bool[Tensor, "n"], *, generator: torch.Generator
+) -> Int[Tensor, "m"]:
+    """Indices that hold every class of the clean split as often as the largest.
+
+    Each clean sample appears once; smaller classes are filled up by drawing from their own
+    samples with replacement. Ordered by class; classes without a clean sample stay out.
+    """
+    indices = clean.nonzero().squeeze(1)
+    if indices.numel() == 0:
+        return indices
+    by_class = indices[torch.argsort(labels[indices], stable=True)]
+    counts = torch.bincount(labels[indices])
+    counts = counts[counts > 0]
+    largest = int(counts.max())
+    parts = []
+    for members in by_class.split(counts.tolist()):
+        missing = largest - members.numel()
+        draws = torch.randint(members.numel(), (missing,), generator=generator)
+        parts += [members, members[draws]]
+    return torch.cat(parts)
+
+
+def corner_weight(
+    clip_rank: Float[Tensor, "n"], suspicious_rank: Float[Tensor, "n"], *, power: float
+) -> Float[Tensor, "n"]:
+    """Weight of the unlearning, ``(clip_rank * (1 - suspicious_rank)) ** power``, in [0, 1].
+
+    It gathers at the corner of the map where both signs agree: CLIP contradicts the label, and
+    it was learned fast. Power 0 weighs all alike, as the paper does. NaN ranks weigh 0. float32.
+    """
+    weight = (clip_rank * (1 - suspicious_rank)) ** power
+    return torch.where(weight.isnan(), torch.zeros_like(weight), weight).float()

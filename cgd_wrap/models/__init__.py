@@ -1,0 +1,1 @@
+"""The user's classifier and ours: outputs, inputs, weights, predictions."""

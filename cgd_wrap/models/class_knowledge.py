@@ -1,0 +1,90 @@
+"""Whether a model knows the classes yet: one that is repaired needs more than one that starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cgd_wrap.errors import BadSampleError
+from cgd_wrap.functional import share_by_class
+from cgd_wrap.models.outputs import logits_of
+from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.processes import Runtime
+from cgd_wrap.randomness import kept_rng
+
+SAMPLES, BATCH = 512, 32  # samples at most: enough to tell chance from learned
+LEAST_SKILL = 0.15  # of a trained model
+
+
+def skill(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
+    """Balanced accuracy above chance: 0 for a constant guess, 1 where all are right.
+
+    The mean recall of the classes that occur, moved and scaled by what a guess would reach.
+    """
+    recall = share_by_class(predictions == labels, labels)
+    recall = recall[~recall.isnan()]
+    chance = 1 / max(2, len(recall))
+    return (float(recall.mean()) - chance) / (1 - chance)
+
+
+def skill_on(
+    model: nn.Module,
+    view: Any,
+    fallback: Callable[[], Any],
+    shape: tuple[int, int, int],
+    labels: Int[Tensor, "n"],
+    clean: Bool[Tensor, "n"],
+    runtime: Runtime,
+    *,
+    seed: int,
+    progress: bool = True,
+) -> float:
+    """:func:`skill` of a model on some of the clean samples; nothing of it stays as a trace.
+
+    Args:
+        model: image batch -> logits.
+        view: the images as the model is evaluated on them, ``[i] -> tensor``.
+        fallback: makes a view for images of which that gives no float tensor of ``shape``, as
+            only the user's collate function turns them into one. Called only if needed.
+        shape: of an image, [C, H, W].
+        labels: given labels.
+        clean: samples whose labels are to be trusted.
+        runtime: device and precision.
+        seed: of the choice of samples.
+        progress: draw a progress bar.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = clean.nonzero().squeeze(1)
+    indices = indices[torch.randperm(len(indices), generator=generator)[:SAMPLES]]
+    if not len(indices):
+        return 0.0
+    first = next(model.parameters(), torch.zeros((), device=runtime.device))
+    if first.device != runtime.device:
+        model = copy.deepcopy(model).to(runtime.device)
+    made = cache(fallback)
+
+    def image_of(index: int) -> Float[Tensor, "c h w"]:
+        with suppress(TypeError, BadSampleError):  # no tensor, or none that can be read
+            image: Tensor = view[index]
+            if image.is_floating_point() and image.shape == shape:
+                return image
+        other: Tensor = made()[index]
+        return other
+
+    predictions = []
+    bar = tqdm(indices.split(BATCH), desc="the model's skill", unit="batch", disable=not progress)
+    with kept_rng(), evaluating(model), torch.no_grad():
+        for rows in bar:
+            images = torch.stack([image_of(index) for index in rows.tolist()])
+            with runtime.autocast():
+                logits = logits_of(model(images.to(runtime.device, first.dtype)))
+            predictions.append(logits.float().argmax(dim=1).cpu())
+    return skill(torch.cat(predictions), labels[indices])

@@ -1,0 +1,76 @@
+"""What both passes of a scan share: cache, device, configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.processes import Runtime
+from cgd_wrap.scan.scanner import Scanner
+from cgd_wrap.scan.store import UnitStore
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What both passes share.
+
+    Attributes:
+        folder: of the cache.
+        dataset: fingerprint of the user's dataset, JSON values by field.
+        num_classes: C.
+        config: of the guard.
+        runtime: device and processes.
+        num_workers: of the loaders.
+        progress: draw bars.
+        overwrite: replace stored results of something else, in place of refusing.
+    """
+
+    folder: Path
+    dataset: Mapping[str, Any]
+    num_classes: int
+    config: CGDConfig
+    runtime: Runtime
+    num_workers: int = 0
+    progress: bool = True
+    overwrite: bool = False
+
+    def open_store(self, name: str, rows: int, fingerprint: Mapping[str, Any]) -> UnitStore:
+        """The store of a pass, under the dataset's and its own fingerprint."""
+        whole = {**self.dataset, **fingerprint}
+        return UnitStore.open(self.folder / name, rows, whole, overwrite=self.overwrite)
+
+    def begins(self, name: str) -> bool:
+        """Whether the store of a pass may have to be made, or made anew."""
+        return self.overwrite or not (self.folder / name / "manifest.json").is_file()
+
+    def scan(
+        self, view: Any, score: Any, store: UnitStore, *, title: str, features: int | None = None
+    ) -> None:
+        """Run the pass over what is missing, and wait for the other processes.
+
+        Args:
+            view: ``[i] -> image tensor``.
+            score: what to compute.
+            store: where results go: under ``logits``, or under ``features`` in fp16.
+            title: of the progress bar.
+            features: number of features that are stored; None where logits are.
+        """
+        if store.is_complete():
+            return
+        Scanner(
+            view, score, store,
+            name="features" if features else "logits",
+            width=features or self.num_classes,
+            dtype=torch.float16 if features else torch.float32,
+            runtime=self.runtime,
+            record_bad=self.config.on_bad_sample == "record",
+            max_bad_fraction=self.config.max_bad_fraction,
+            batch_size=self.config.scan_batch_size,
+            num_workers=self.num_workers, progress=self.progress,
+        ).run(title)  # fmt: skip
+        store.wait(self.config.scan_timeout)

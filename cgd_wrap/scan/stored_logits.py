@@ -1,0 +1,98 @@
+"""Logits of a finished pass, read from disk unit by unit; of several CLIPs as those of one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cgd_wrap.clip.several import mean_log_softmax
+from cgd_wrap.scan.store import UnitStore
+
+logger = logging.getLogger(__name__)
+
+BadRows = dict[int, list[str | None]]
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """The logits of a finished pass, read unit by unit: all of them may not fit in memory.
+
+    Attributes:
+        store: the pass' results.
+        to_logits: a unit's tensors -> logits [rows, C].
+    """
+
+    store: UnitStore
+    to_logits: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
+        """(rows, logits, bad samples) of each unit, in order."""
+        for rows, tensors, bad in self.store.units():
+            yield rows, self.to_logits(tensors), bad
+
+    def rows(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k classes"]:
+        """The logits of some samples, given in ascending order."""
+        parts = []
+        for rows, logits, _ in self.units():
+            parts.append(logits[_within(rows, wanted)])
+        return torch.cat(parts)
+
+    def features(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k dim"] | None:
+        """Image features of some samples, given in ascending order; None where none are stored."""
+        parts = []
+        for rows, tensors, _ in self.store.units():
+            if "features" not in tensors:
+                return None
+            parts.append(tensors["features"][_within(rows, wanted)].float())
+        return torch.cat(parts)
+
+
+def _within(rows: range, wanted: Int[Tensor, "k"]) -> Int[Tensor, "m"]:
+    """The places in a unit of those samples that it holds."""
+    return wanted[(wanted >= rows.start) & (wanted < rows.stop)] - rows.start
+
+
+def stored_logits(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a unit that stores them as they are."""
+    return tensors["logits"]
+
+
+@dataclass(frozen=True)
+class CombinedLogits(StoredLogits):
+    """Several CLIPs' logits, read unit by unit as :func:`mean_log_softmax` of them.
+
+    Attributes:
+        members: each CLIP's own, of the same rows.
+    """
+
+    members: tuple[StoredLogits, ...] = ()
+
+    @classmethod
+    def of(cls, members: Sequence[StoredLogits]) -> StoredLogits:
+        """Combine passes; a single one stays as it is."""
+        first = members[0]
+        return cls(first.store, first.to_logits, tuple(members)) if len(members) > 1 else first
+
+    def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
+        """(rows, combined logits, samples that are bad for any CLIP) of each unit, in order."""
+        for parts in zip(*(member.units() for member in self.members), strict=True):
+            bad: BadRows = {}
+            for _, _, bad_here in reversed(parts):  # the first CLIP's reason stands
+                bad |= bad_here
+            yield parts[0][0], mean_log_softmax([values for _, values, _ in parts]), bad
+
+
+def members_of(logits: StoredLogits) -> tuple[StoredLogits, ...]:
+    """The passes behind a teacher's logits."""
+    return logits.members if isinstance(logits, CombinedLogits) else (logits,)
+
+
+def bad_rows(logits: StoredLogits) -> list[int]:
+    """Samples that some CLIP couldn't read; logits aren't computed for it."""
+    found = {i for one in members_of(logits) for *_, bad in one.store.units() for i in bad}
+    return sorted(found)

@@ -1,0 +1,96 @@
+"""A sign, in CLIP's own image features, that CLIP itself is backdoored.
+
+Of one class, a backdoored CLIP holds the triggered images close together and apart from the true
+ones; and the triggered ones are what the suspicious model learns fast. A prompt probe after
+BDetCLIP (arXiv 2405.15269) was measured, too, and left out: with the text towers at hand, triggered
+images reacted more to changed prompts, not less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from cgd_wrap.functional import auroc
+from cgd_wrap.scan.stored_logits import StoredLogits
+
+MOST, MOST_IN_ALL = 1000, 200_000  # samples of a class, and of all, that are looked at
+FEWEST = 60  # of a class
+ROUNDS = 20  # of two-means
+APART = 0.9
+"""How well a group tells fast samples from slow ones (AUROC). On real CIFAR-10 we saw 0.51 to 0.84
+in classes of honest CLIPs, among them targets of BadNets, Blended and SIG, and 0.98 where the CLIP
+had learned the BadNets of 10% poison; 0.80 at 1%, which is missed."""
+
+
+def fast_groups(
+    name: str,
+    clip: StoredLogits,
+    labels: Int[Tensor, "n"],
+    looked_at: Bool[Tensor, "n"],
+    suspicious_rank: Float[Tensor, "n"],
+    class_names: Sequence[str],
+) -> list[str]:
+    """Classes that fall into two groups for CLIP, of which one was learned faster than the other.
+
+    Args:
+        name: of the CLIP.
+        clip: its pass; one that stores no image features has nothing to say.
+        labels: given labels.
+        looked_at: samples that CLIP agrees on, in classes that no attack seems to aim at.
+        suspicious_rank: of each sample.
+        class_names: C names.
+    """
+    chosen = _some_of_each(labels, looked_at, min(MOST, MOST_IN_ALL // len(class_names)))
+    features = clip.features(chosen)
+    if features is None:
+        return []
+    labels, suspicious_rank = labels[chosen], suspicious_rank[chosen]
+    found = []
+    for label in labels.unique().tolist():
+        members = labels == label
+        if int(members.sum()) < FEWEST:
+            continue
+        fast = two_groups(features[members])
+        apart = auroc(-suspicious_rank[members], fast)
+        if apart < 0.5:
+            fast, apart = ~fast, 1 - apart
+        if apart >= APART:
+            found.append(
+                f"{name} holds {float(fast.double().mean()):.0%} of the samples labelled "
+                f"{class_names[label]!r} that it agrees with apart from the rest, and just these "
+                f"were learned fast (AUROC {apart:.2f}): {name} may itself be "
+                "backdoored with the trigger in your data, and vouch for the poison. Look at both "
+                "groups; compare with another CLIP."
+            )
+    return found
+
+
+def two_groups(features: Float[Tensor, "m dim"]) -> Bool[Tensor, "m"]:
+    """Two-means on unit features, from the two sides of their first principal component."""
+    features = F.normalize(features, dim=1)
+    centred = features - features.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    group: Tensor = centred @ directions[0] > 0
+    for _ in range(ROUNDS):
+        if not bool(group.any()) or bool(group.all()):
+            break
+        centres = torch.stack([features[~group].mean(dim=0), features[group].mean(dim=0)])
+        group = torch.cdist(features, centres).argmin(dim=1).bool()
+    return group
+
+
+def _some_of_each(
+    labels: Int[Tensor, "n"], looked_at: Bool[Tensor, "n"], most: int
+) -> Int[Tensor, "k"]:
+    """Up to so many samples of each class, evenly spaced, in ascending order."""
+    parts = [torch.empty(0, dtype=torch.int64)]
+    for label in labels[looked_at].unique():
+        members = ((labels == label) & looked_at).nonzero().squeeze(1)
+        evenly = torch.linspace(0, len(members) - 1, min(most, len(members)))
+        parts.append(members[evenly.long()])
+    return torch.cat(parts).sort().values

@@ -1,0 +1,141 @@
+"""The entropy map: where each sample stands under CLIP and under the suspicious model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cgd_wrap import functional
+from cgd_wrap.errors import DatasetError
+from cgd_wrap.functional import Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyMap:
+    """NLL of the given label under both models, and their ranks.
+
+    Unreadable samples hold NaN throughout and don't count among the N of the ranks.
+
+    Attributes:
+        clip_nll: under CLIP's zero-shot logits, float32, nats.
+        suspicious_nll: under the suspicious model, float32, nats.
+        clip_rank: float64 in (0, 1]; near 1: CLIP contradicts the label.
+        suspicious_rank: float64 in (0, 1]; near 0: the label was learned fast.
+    """
+
+    clip_nll: Float[Tensor, "n"]
+    suspicious_nll: Float[Tensor, "n"]
+    clip_rank: Float[Tensor, "n"]
+    suspicious_rank: Float[Tensor, "n"]
+
+    def __len__(self) -> int:
+        return self.clip_nll.numel()
+
+    @classmethod
+    def from_logits(
+        cls,
+        clip_logits: Float[Tensor, "n classes"],
+        suspicious_logits: Float[Tensor, "n classes"],
+        labels: Int[Tensor, "n"],
+        *,
+        reference_scores: bool = False,
+    ) -> EntropyMap:
+        """Score all samples at once.
+
+        Args:
+            clip_logits: CLIP's zero-shot logits.
+            suspicious_logits: the suspicious model's logits, averaged over its runs.
+            labels: the given labels.
+            reference_scores: the authors' float32 scores and tie order, as their files have them.
+        """
+        score = (
+            functional.reference_label_nll
+            if reference_scores
+            else functional.label_log_odds_against
+        )
+        return cls.from_scores(
+            score(clip_logits, labels),
+            score(suspicious_logits, labels),
+            reference_scores=reference_scores,
+        )
+
+    @classmethod
+    def from_scores(
+        cls,
+        clip_score: Float[Tensor, "n"],
+        suspicious_score: Float[Tensor, "n"],
+        *,
+        valid: Bool[Tensor, "n"] | None = None,
+        reference_scores: bool = False,
+    ) -> EntropyMap:
+        """Build the map from log-odds against the label, or from the authors' NLLs.
+
+        Args:
+            clip_score: :func:`functional.label_log_odds_against` of CLIP's logits, or
+                :func:`functional.reference_label_nll` of them with ``reference_scores``.
+            suspicious_score: the same of the suspicious model's.
+            valid: False for unreadable samples. Default: all are readable.
+            reference_scores: which of the two the scores are.
+        """
+        columns = []
+        for score in (clip_score, suspicious_score):
+            valid = torch.ones(score.numel(), dtype=torch.bool) if valid is None else valid
+            rank = functional.reference_rank if reference_scores else functional.normalised_rank
+            nll = score.float() if reference_scores else functional.nll_from_log_odds(score)
+            columns += [_spread(nll[valid], valid), _spread(rank(score[valid]), valid)]
+        clip_nll, clip_rank, suspicious_nll, suspicious_rank = columns
+        return cls(clip_nll, suspicious_nll, clip_rank, suspicious_rank)
+
+    def split(
+        self,
+        *,
+        sigma_clean: float = 0.2,
+        sigma_triggered: float = 0.1,
+        sigma_slow: float | None = None,
+    ) -> Split:
+        """Cut the map by :func:`functional.split_by_rank`, whose arguments these are.
+
+        Raises:
+            DatasetError: if all scores of an axis are equal: there is nothing to rank.
+        """
+        for name, cut in (("clip", 1 - sigma_clean), ("suspicious", sigma_clean)):
+            _check_ties(name, getattr(self, f"{name}_nll"), getattr(self, f"{name}_rank"), cut)
+        return functional.split_by_rank(
+            self.clip_rank,
+            self.suspicious_rank,
+            sigma_clean=sigma_clean,
+            sigma_triggered=sigma_triggered,
+            sigma_slow=sigma_slow,
+        )
+
+
+def _spread(values: Float[Tensor, "k"], valid: Bool[Tensor, "n"]) -> Float[Tensor, "n"]:
+    whole = torch.full((valid.numel(),), math.nan, dtype=values.dtype)
+    whole[valid] = values
+    return whole
+
+
+def _check_ties(name: str, nll: Float[Tensor, "n"], rank: Float[Tensor, "n"], cut: float) -> None:
+    """Refuse a flat axis; warn where samples of equal score fall on both sides of a cut."""
+    known = ~nll.isnan()
+    nll, rank = nll[known], rank[known]
+    if nll.numel() and bool((nll == nll[0]).all()):
+        raise DatasetError(
+            f"all {nll.numel()} samples have the same {name} score ({float(nll[0]):.4g} nats), so "
+            "ranks mean nothing. Check the class names and the models: do their outputs vary?"
+        )
+    below, above = nll[rank <= cut], nll[rank > cut]
+    if below.numel() and above.numel() and bool(below.max() == above.min()):
+        tied = float((nll == below.max()).float().mean())
+        if tied > 1e-3:
+            logger.warning(
+                "%.1f%% of the samples have the same %s score, across the threshold at rank %.2f: "
+                "which of them counts as clean is arbitrary.", 100 * tied, name, cut,
+            )  # fmt: skip

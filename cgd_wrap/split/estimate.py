@@ -1,0 +1,83 @@
+"""How much of a training set seems to be poisoned, and under which labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cgd_wrap.split.suspicion import Suspicion
+
+
+@dataclass(frozen=True)
+class SuspectedClass:
+    """A class that an attack seems to aim at.
+
+    Attributes:
+        label: its number.
+        confidence: probability that the class' suspicion is above what honest classes have, taking
+            its error for normal, in [0, 1].
+        poisoned: estimated share of its samples that are poisoned, in [0, 1].
+        slow: CLIP's flat denial of its labels tells which, not how fast they were learned; many
+            labels that are wrong for another reason look the same.
+    """
+
+    label: int
+    confidence: float
+    poisoned: float
+    slow: bool = False
+
+
+@dataclass(frozen=True)
+class PoisonEstimate:
+    """What a scan says of the attack; no class and a rate of 0 where it found nothing.
+
+    The rate is the mean of :class:`Suspicion`'s probability; ``examples/results/table.md``
+    has it beside the true rates.
+
+    Attributes:
+        rate: estimated share of all samples that are poisoned, in [0, 1].
+        classes: the suspected ones, by falling evidence.
+    """
+
+    rate: float
+    classes: tuple[SuspectedClass, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PoisonEstimate:
+        """Read what :meth:`as_dict` gave."""
+        return cls(values["rate"], tuple(SuspectedClass(**found) for found in values["classes"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"rate": self.rate, "classes": [asdict(found) for found in self.classes]}
+
+
+def estimate_poison(
+    labels: Int[Tensor, "n"], suspicion: Suspicion, readable: Bool[Tensor, "n"]
+) -> PoisonEstimate:
+    """Put figures to a suspicion.
+
+    Args:
+        labels: given labels.
+        suspicion: of the same samples.
+        readable: False for samples that don't count.
+    """
+    evidence, probability = suspicion.evidence, suspicion.probability
+    suspected = suspicion.suspected
+    found = [
+        SuspectedClass(
+            label=label,
+            confidence=0.5 * (1 + math.erf(float(evidence[label]) / math.sqrt(2))),
+            poisoned=float(probability[(labels == label) & readable].mean()),
+            slow=bool(suspicion.slow[label]),
+        )
+        for label in evidence.argsort(descending=True).tolist()
+        if suspected[label]
+    ]
+    rate = float(probability[readable].mean()) if bool(readable.any()) else 0.0
+    return PoisonEstimate(rate, tuple(found))

@@ -1,0 +1,109 @@
+"""Two images -> one: a suspicious image that shines through, or that passes on its tone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from cgd_wrap.data.pixels import CHANNELS, to_rgb
+
+MOST_CONTRAST = 4.0  # of a toned image, by its own
+
+
+def blended(image: Any, other: Any, share: float) -> Any:
+    """``(1 - share) image + share other``, in the kind, type and shape of ``image``.
+
+    Args:
+        image: PIL image; or tensor or array [C, H, W], [H, W, C] or [H, W], floats or integers.
+            Bytes of an image file come back as they are: only the user's collate reads them.
+        other: the same kind of image; fitted to the first one's size and channels.
+        share: of the other, in [0, 1).
+    """
+    if isinstance(image, Image.Image):
+        picture = _picture(image)
+        shone = to_rgb(other).convert(picture.mode).resize(picture.size, Image.Resampling.BILINEAR)
+        return Image.blend(picture, shone, share)
+    return _combined(image, other, lambda first, second: torch.lerp(first, second, share))
+
+
+def toned(image: Any, other: Any, share: float) -> Any:
+    """An image whose channels' means and standard deviations move towards another's.
+
+    Args:
+        image: as for :func:`blended`, as is what comes back.
+        other: the same kind of image.
+        share: how far the moments move, in [0, 1); 1 would give them the other's.
+    """
+    if isinstance(image, Image.Image):
+        picture = _picture(image)
+        source = to_rgb(other).convert(picture.mode)
+        return Image.fromarray(toned(np.array(picture), np.array(source), share))
+
+    def moved(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        axes = _plane_axes(first.shape)
+        spread, mean = torch.std_mean(first, axes, keepdim=True)
+        others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
+        scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
+        scale = scale.clamp(max=MOST_CONTRAST)  # a flat image would blow up its noise
+        return (first - mean) * scale + torch.lerp(mean, others_mean, share)
+
+    return _combined(image, other, moved)
+
+
+def _picture(image: Image.Image) -> Image.Image:
+    """A picture whose values are intensities."""
+    return image if image.mode in ("L", "RGB", "RGBA") else to_rgb(image)
+
+
+def _combined(image: Any, other: Any, combine: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """What is made of two tensors or arrays, in the first one's kind, type and range.
+
+    Anything else comes back as it is.
+    """
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return image
+    first = torch.as_tensor(image)
+    values = combine(first.float(), _fitted(torch.as_tensor(other).float(), first.shape))
+    if not first.is_floating_point():
+        limits = torch.iinfo(first.dtype)
+        values = values.round().clamp(limits.min, limits.max)
+    values = values.to(first.dtype)
+    return values.numpy() if isinstance(image, np.ndarray) else values
+
+
+def _fitted(image: Float[Tensor, "..."], shape: torch.Size) -> Float[Tensor, "..."]:
+    """An image, resized and with its channels averaged or repeated, in another's shape."""
+    if image.shape == shape:
+        return image
+    channels, height, width = _planes_of(shape)
+    planes = image.reshape(1, *image.shape) if image.ndim == 2 else image
+    if _is_channels_last(image.shape):
+        planes = planes.permute(2, 0, 1)
+    size = [height, width]
+    planes = F.interpolate(planes[None], size, mode="bilinear", antialias=True)[0]
+    if len(planes) != channels:
+        planes = planes.mean(dim=0, keepdim=True).expand(channels, -1, -1)
+    return planes.permute(1, 2, 0) if _is_channels_last(shape) else planes.reshape(shape)
+
+
+def _planes_of(shape: torch.Size) -> tuple[int, int, int]:
+    """Channels, height and width of an image of this shape."""
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    return (shape[2], *shape[:2]) if _is_channels_last(shape) else (shape[0], *shape[1:])
+
+
+def _plane_axes(shape: torch.Size) -> tuple[int, int]:
+    """Where height and width stand."""
+    return (0, 1) if len(shape) == 2 or _is_channels_last(shape) else (1, 2)
+
+
+def _is_channels_last(shape: torch.Size) -> bool:
+    return len(shape) == 3 and shape[2] in CHANNELS and shape[0] not in CHANNELS

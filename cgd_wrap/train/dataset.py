@@ -1,0 +1,128 @@
+"""The user's dataset with tagged labels, whole or as the samples of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.randomness import kept_rng
+from cgd_wrap.train.exposure import Draw, unpack
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import TAG
+
+
+class GuardedDataset(Dataset[Any]):
+    """The user's dataset, same order and length, with each label replaced by a tag.
+
+    An index that is a ``Draw`` shows another image through (see :mod:`cgd_wrap.train.exposure`).
+    A sample keeps its structure and its label's kind. Attributes of the user's dataset are
+    readable here; ``transform`` may also be set, as timm's ``create_loader`` does.
+
+    Args:
+        base: the user's dataset; not changed.
+        layout: where the label stands in a sample.
+    """
+
+    def __init__(self, base: Any, layout: SampleLayout) -> None:
+        self.base = base
+        self.layout = layout
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._served([index], self._one_by_one)[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        # DataLoader prefers this to __getitem__; a base that has it reads batches at once.
+        return self._served(indices, getattr(self.base, "__getitems__", self._one_by_one))
+
+    def _one_by_one(self, indices: list[int]) -> list[Any]:
+        return [self.base[index] for index in indices]
+
+    def _served(self, draws: Sequence[int], read: Callable[[list[int]], Any]) -> list[Any]:
+        # Negative indices count from the end; others must exist.
+        indices = [range(len(self))[int(draw)] for draw in draws]
+        samples = [
+            self.layout.with_label(sample, TAG + index)
+            for sample, index in zip(read(indices), indices, strict=True)
+        ]
+        exposed = [(i, draw) for i, draw in enumerate(draws) if isinstance(draw, Draw)]
+        if exposed:
+            with kept_rng():  # the user's augmentation goes on as if these hadn't been read
+                others = read([draw.other for _, draw in exposed])
+            for (i, draw), other in zip(exposed, others, strict=True):
+                images = self.layout.image_of(samples[i]), self.layout.image_of(other)
+                samples[i] = self.layout.with_image(samples[i], draw.shown(*images))
+        return samples
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("base", "layout"):
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    @property
+    def transform(self) -> Any:
+        """The user's transform."""
+        return getattr(self.base, "transform", None)
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.base.transform = transform
+
+
+class BalancedView(Dataset[Any]):
+    """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
+
+    Clean samples, filled up to the largest class; triggered and mixed ones as the
+    configuration says. Its labels are tags. The index map lies in shared memory, so that
+    persistent workers see :meth:`set_epoch`.
+
+    Args:
+        dataset: the guarded dataset.
+        epochs: which samples an epoch holds.
+    """
+
+    def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
+        self.dataset = dataset
+        self.epochs = epochs
+        self.epoch = 0
+        self.indices = epochs.shuffled(0).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[unpack(int(self.indices[int(index)]))]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        packed = self.indices[torch.as_tensor(indices)].tolist()
+        return self.dataset.__getitems__([unpack(value) for value in packed])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("dataset", "epochs", "epoch", "indices"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    @property
+    def transform(self) -> Any:
+        """The user's transform."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw samples, exposures and order anew, the same for the same epoch."""
+        self.epoch = epoch
+        self.indices.copy_(self.epochs.shuffled(epoch))
+
+    def set_run(self, epochs: int | None) -> None:
+        """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
+        self.epochs = self.epochs.in_run_of(epochs)
+        self.set_epoch(self.epoch)

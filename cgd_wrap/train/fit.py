@@ -1,0 +1,157 @@
+"""``guard.fit``: a small Accelerate loop, for those who have none of their own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.models.outputs import logits_of, unwrapped
+from cgd_wrap.models.schedule import set_rate
+from cgd_wrap.train.loss import CGDLoss
+from cgd_wrap.train.stopping import CleanAccuracyStopping
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What an epoch of :func:`fit` came to.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean of the whole loss, nats.
+        clean: mean of its clean part, nats.
+        guidance: mean of its guidance part, with its weight.
+        unlearning: mean of its unlearning part, with its weight (negative).
+        learning_rate: at the end of the epoch.
+        held_out_accuracy: on the stopping rule's data, in [0, 1]; None without them.
+        seconds: of training, without that measurement.
+    """
+
+    epoch: int
+    loss: float
+    clean: float
+    guidance: float
+    unlearning: float
+    learning_rate: float
+    held_out_accuracy: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The record as JSON values."""
+        return asdict(self)
+
+
+def fit(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    criterion: CGDLoss,
+    config: CGDConfig,
+    accelerator: Accelerator,
+    *,
+    stopping: CleanAccuracyStopping | None = None,
+    image_key: int | str = 0,
+    label_key: int | str = 1,
+    on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """Train a model in place with the guarded loss: SGD, by the configuration's numbers.
+
+    Args:
+        model: image batch -> logits.
+        loader: of tagged batches, not yet prepared.
+        criterion: the guarded loss.
+        config: epochs, learning rate, momentum, weight decay, schedule.
+        accelerator: device, processes, mixed precision.
+        stopping: ends training early, and restores the last weights that it accepted.
+        image_key: where the images stand in a batch.
+        label_key: where the targets stand in a batch.
+        on_epoch: called after each epoch, on every process, with its record and the model.
+        progress: draw a bar on the main process.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )  # fmt: skip
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    steps = min(len(loader), config.max_batches_per_epoch or len(loader))
+    history: list[EpochRecord] = []
+    bar = tqdm(
+        total=steps * config.epochs, desc="repair", unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )  # fmt: skip
+    with bar:
+        for epoch in range(config.epochs):
+            started = time.perf_counter()
+            trained.train()
+            criterion.train()
+            sums = torch.zeros(3, device=accelerator.device)
+            for step, batch in enumerate(loader):
+                if step == steps:
+                    break
+                done = (epoch * steps + step + 1) / (config.epochs * steps)
+                # Without the warm-up, momentum throws a converged model far off at first.
+                set_rate(optimizer, config.learning_rate, config.lr_schedule, done)
+                with accelerator.autocast():
+                    outputs = logits_of(trained(batch[image_key]))
+                loss = criterion(outputs, batch[label_key])
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                if config.max_gradient_norm is not None:
+                    accelerator.clip_grad_norm_(trained.parameters(), config.max_gradient_norm)
+                optimizer.step()
+                sums += _terms(criterion)
+                bar.update()
+            seconds = time.perf_counter() - started
+            stop = stopping.step(trained) if stopping else False
+            mean = accelerator.reduce(sums, "mean") / steps
+            record = _record(epoch, mean, optimizer, seconds, stopping)
+            history.append(record)
+            if on_epoch:
+                on_epoch(record, unwrapped(trained))
+            bar.set_postfix(loss=f"{record.loss:.3f}")
+            if stop:
+                break
+    if stopping:
+        stopping.restore(trained)
+    accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # takes autocast off its forward
+    model.eval()
+    return history
+
+
+def _terms(criterion: CGDLoss) -> Tensor:
+    assert criterion.last_terms is not None
+    return torch.stack(list(criterion.last_terms))
+
+
+def _record(
+    epoch: int,
+    terms: Tensor,
+    optimizer: torch.optim.Optimizer,
+    seconds: float,
+    stopping: CleanAccuracyStopping | None,
+) -> EpochRecord:
+    clean, guidance, unlearning = terms.tolist()
+    return EpochRecord(
+        epoch=epoch + 1,
+        loss=clean + guidance + unlearning,
+        clean=clean,
+        guidance=guidance,
+        unlearning=unlearning,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        held_out_accuracy=stopping.history[-1] if stopping else None,
+        seconds=seconds,
+    )

@@ -1,0 +1,113 @@
+"""The user's DataLoader, over the guarded dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
+
+# What a DataLoader is made of besides its dataset and its sampling (torch 2.6 to 2.15).
+KEPT = (
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+    "multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order",
+)  # fmt: skip
+
+
+def guarded_loader(
+    loader: DataLoader[Any], base: Any, dataset: GuardedDataset, epochs: EpochIndices
+) -> DataLoader[Any]:
+    """A loader like the given one, that draws the guarded samples.
+
+    Args:
+        loader: the user's, of ``base``. With a ``DistributedSampler``, the new one is sharded in
+            the same way.
+        base: the dataset that the guard was made for.
+        dataset: the guarded dataset.
+        epochs: what an epoch holds.
+
+    Raises:
+        TypeError: for a subclass of DataLoader, or sampling that can't be carried over.
+        ValueError: for a loader of another dataset, or one that Accelerate has prepared.
+    """
+    _check(loader, base)
+    options = {name: getattr(loader, name) for name in KEPT if hasattr(loader, name)}
+    if loader.num_workers == 0:
+        options.pop("prefetch_factor", None)
+    # Without a generator of its own, a loader draws from the global stream at every epoch.
+    options["generator"] = loader.generator or torch.Generator().manual_seed(epochs.seed)
+    sampling = loader.sampler
+    batches: Any = loader.batch_sampler
+    sampler = _sampler(getattr(batches, "sampler", sampling), epochs)
+    if loader.batch_size is None:  # the user gave a batch_sampler
+        new_batches = BatchSampler(sampler, batches.batch_size, batches.drop_last)
+        return DataLoader(dataset, batch_sampler=new_batches, **options)
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        drop_last=loader.drop_last,
+        **options,
+    )
+
+
+def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
+    if not isinstance(old, DistributedSampler):
+        return BalancedSampler(epochs)
+    return ShardedSampler(
+        epochs, num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last
+    )
+
+
+def _draws_each_once(sampler: Any) -> bool:
+    """Whether only the order is lost when the guard's sampler takes this one's place."""
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) in (
+        SequentialSampler, DistributedSampler, BalancedSampler, ShardedSampler
+    )  # fmt: skip
+
+
+def _check(loader: DataLoader[Any], base: Any) -> None:
+    if hasattr(loader, "_is_accelerate_prepared") or hasattr(loader, "base_dataloader"):
+        raise ValueError(
+            "this loader has been prepared by Accelerate: call guard.protect first, and "
+            "accelerator.prepare on what it returns"
+        )
+    if type(loader) is not DataLoader:
+        raise TypeError(
+            f"expected a torch.utils.data.DataLoader, got {type(loader).__name__}, whose own "
+            "behaviour would be lost. Build it over guard.balanced_view instead, and wrap the "
+            "criterion with guard.loss"
+        )
+    if loader.dataset is not base:
+        raise ValueError(
+            f"the loader's dataset ({type(loader.dataset).__name__}) is not the one that this "
+            f"guard was made for ({type(base).__name__}). Make the guard for loader.dataset"
+        )
+    batches = loader.batch_sampler
+    if batches is None:
+        raise TypeError(
+            "a loader with batch_size=None yields single samples, which the loss can't balance; "
+            "give it a batch_size"
+        )
+    if type(batches) is not BatchSampler:
+        raise TypeError(
+            f"{type(batches).__name__} decides itself what a batch holds, so it can't be carried "
+            "over. Use it over guard.balanced_view, and wrap the criterion with guard.loss"
+        )
+    if not _draws_each_once(batches.sampler):
+        raise TypeError(
+            f"the loader's {type(batches.sampler).__name__} would be replaced by the guard's "
+            "sampler. If that is what you want, pass a loader with shuffle=True; otherwise use "
+            "guard.balanced_view with it"
+        )

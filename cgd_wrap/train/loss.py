@@ -1,0 +1,207 @@
+"""The guarded loss: the user's criterion on clean samples, guidance and unlearning on triggered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.functional import LossTerms, Normalisers, cgd_loss_terms
+from cgd_wrap.processes import is_distributed
+from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
+from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["CGDLoss", "Criterion", "clean_share"]
+CHECK_EVERY = 100  # steps on a GPU between looks for untagged batches, each of which waits for it
+
+
+def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, "classes"]:
+    """Share of an index map that is a clean sample of each class, in [0, 1]."""
+    labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
+    return torch.bincount(labels[clean], minlength=table.num_classes) / max(len(indices), 1)
+
+
+class CGDLoss(nn.Module):
+    """CGD's loss for tagged targets; the wrapped criterion for ordinary ones.
+
+    Tagged samples get :func:`functional.cgd_loss`, with the criterion's own options (label
+    smoothing, class weights) in its clean part. Ordinary targets, as in evaluation loops, get the
+    criterion itself. Computed in fp32 whatever the outputs are. In a checkpoint it goes by the
+    criterion's own names, so that guarded and unguarded modules load each other's.
+
+    Args:
+        table: what is known of each sample.
+        share: what part of the stream that is trained on is a clean sample of each class, as
+            :func:`clean_share` says; what ``normalise_by="expectation"`` expects.
+        config: weights and temperature of the loss; weights of None are those for a trained model.
+        criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
+            ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
+            Default: cross entropy.
+
+    Attributes:
+        last_terms: the parts of the last guarded loss, detached, on the device.
+        untagged_batches: batches without any tag seen in training, as far as was looked.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        share: Float[Tensor, "classes"],
+        config: CGDConfig,
+        criterion: Criterion | None = None,
+    ) -> None:
+        super().__init__()
+        self.table, self.share, self.config = table, share, config.decided(trained=True)
+        self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
+        self._prefix = ""
+        self.register_state_dict_post_hook(_as_the_criterions)
+        self.register_load_state_dict_pre_hook(_as_ours)
+        self.register_load_state_dict_post_hook(_told_as_the_criterions)
+        self.last_terms: LossTerms | None = None
+        self.untagged_batches = 0
+        self._steps = 0
+
+    def forward(
+        self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch, a scalar in nats.
+
+        Raises:
+            ValueError: for outputs with another number of classes; for float targets in training,
+                which have lost the index; for an untagged training batch with ``strict``.
+        """
+        training = self.training and outputs.requires_grad
+        if targets.ndim != 1 or targets.is_floating_point():
+            if training:
+                raise ValueError(
+                    f"the guarded loss got targets of shape {list(targets.shape)} and type "
+                    f"{targets.dtype}, which no longer say which samples they belong to. Turn off "
+                    "mixup and CutMix (timm: --mixup 0 --cutmix 0) and soft or one-hot labels."
+                )
+            return self._plain(outputs, targets)
+        if not training:
+            tagged = is_tagged(targets)
+            if not bool(tagged.any()):
+                return self._plain(outputs, targets)
+        elif self._is_untagged(targets):
+            return self._plain(outputs, targets)
+        return self.terms(outputs, targets).total + self._untagged_part(outputs, targets)
+
+    def terms(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, "b"]) -> LossTerms:
+        """The parts of the loss over the tagged samples; others count for nothing here."""
+        if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
+            raise ValueError(
+                f"the model's outputs have shape {list(outputs.shape)}, but the guard knows "
+                f"{self.table.num_classes} classes: expected [B, {self.table.num_classes}]"
+            )
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.float()
+            tagged, index = is_tagged(targets), tagged_index(targets)
+            table = self.table.on(outputs.device)
+            labels = table["labels"][index]
+            clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
+            pull = table["guidance_weight"][index] * triggered
+            push = table["triggered_weight"][index] * triggered
+            by_class = class_weight(self.criterion, outputs)
+            alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
+            assert alpha is not None
+            assert beta is not None
+            terms = cgd_loss_terms(
+                outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
+                alpha=alpha, beta=beta,
+                temperature=self.config.temperature, epsilon=self.config.epsilon,
+                triggered_weight=push, guidance_weight=pull,
+                clean_nll=self._per_sample(outputs, labels),
+                normalisers=self._normalisers(
+                    tagged, clean * by_class[labels], pull, push, by_class,
+                    over_processes=self.training and outputs.requires_grad and is_distributed(),
+                ),
+            )  # fmt: skip
+        self.last_terms = LossTerms(*(term.detach() for term in terms))
+        return terms
+
+    def _normalisers(
+        self,
+        tagged: Tensor,
+        clean: Tensor,
+        pull: Tensor,
+        push: Tensor,
+        by_class: Tensor,
+        *,
+        over_processes: bool,
+    ) -> Normalisers:
+        if self.config.normalise_by == "expectation":
+            expected = tagged.sum() * (self.share.to(clean.device) * by_class).sum()
+            return Normalisers(expected, expected, expected)
+        counts = Normalisers.of_batch(clean, pull, push)
+        if not over_processes:  # an evaluation may run on one process alone
+            return counts
+        # DDP averages the gradients: with the group's counts and this factor, the average is the
+        # whole batch's gradient, however its samples fell to the processes.
+        total = torch.stack(list(counts))
+        dist.all_reduce(total)
+        return Normalisers(*(total / dist.get_world_size()).unbind())
+
+    def _per_sample(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return per_sample(self.criterion)(outputs, labels)
+
+    def _is_untagged(self, targets: Tensor) -> bool:
+        """Whether a training batch has no tag; on a GPU only now and then, as the answer waits."""
+        self._steps += 1
+        look = targets.device.type == "cpu" or self.config.strict
+        if not (look or self._steps % CHECK_EVERY == 1) or bool(is_tagged(targets).any()):
+            return False
+        message = (
+            "a training batch without tags reached the guarded loss: it is trained on unguarded. "
+            "Load guard.dataset or guard.balanced_view, or use guard.protect."
+        )
+        if self.config.strict:
+            raise ValueError(message)
+        if not self.untagged_batches:
+            logger.warning("%s%s", message[0].upper(), message[1:])
+        self.untagged_batches += 1
+        return True
+
+    def _untagged_part(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The criterion's mean over untagged samples in a mixed batch; 0 if there are none."""
+        untagged = ~is_tagged(targets)
+        labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
+        weight = class_weight(self.criterion, outputs.float())[labels] * untagged
+        losses = torch.where(untagged, self._per_sample(outputs.float(), labels), 0.0)
+        total = weight.sum()
+        return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+    def _plain(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(outputs, targets)
+        return loss
+
+
+def _as_the_criterions(
+    loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Name what was saved as the criterion alone does."""
+    inner = f"{prefix}criterion."
+    saved = {name: state.pop(name) for name in list(state) if name.startswith(inner)}
+    state.update({prefix + name.removeprefix(inner): value for name, value in saved.items()})
+
+
+def _as_ours(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Name what is loaded as the module that holds the criterion does."""
+    loss._prefix, inner = prefix, f"{prefix}criterion."
+    given = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    state.update({inner + name.removeprefix(prefix): value for name, value in given.items()})
+
+
+def _told_as_the_criterions(loss: CGDLoss, incompatible: Any) -> None:
+    """Name what is missing or unexpected as the criterion alone does."""
+    prefix, inner = loss._prefix, f"{loss._prefix}criterion."
+    for names in incompatible:
+        names[:] = [prefix + n.removeprefix(inner) if n.startswith(inner) else n for n in names]

@@ -1,0 +1,129 @@
+"""Which samples an epoch holds, and the sampler that yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.data import DistributedSampler, Sampler
+
+from cgd_wrap import functional
+from cgd_wrap.train.exposure import Exposure, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class EpochIndices:
+    """The index map of each epoch: balanced clean samples, and the others as often as is said.
+
+    Attributes:
+        labels: given labels, int64 [N].
+        clean: samples to balance over the classes, bool [N].
+        times: how often each of the others appears, such as a triggered one, int64 [N].
+        seed: of the balancing, the exposure and the order.
+        exposure: of clean draws to suspicious images, or None.
+        run: epochs of the training that this is for, where that is known.
+    """
+
+    labels: Int[Tensor, "n"]
+    clean: Bool[Tensor, "n"]
+    times: Int[Tensor, "n"]
+    seed: int = 0
+    exposure: Exposure | None = None
+    run: int | None = None
+
+    def __len__(self) -> int:
+        counts = torch.bincount(self.labels[self.clean])
+        balanced = int(counts.max()) * int((counts > 0).sum()) if counts.numel() else 0
+        return balanced + int(self.times.sum())
+
+    def of(self, epoch: int) -> Int[Tensor, "m"]:
+        """Indices of an epoch, ordered by part; the same on every process and machine."""
+        clean = functional.balanced_indices(
+            self.labels, self.clean, generator=self._generator(epoch)
+        )
+        return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
+
+    def packed(self, epoch: int) -> Int[Tensor, "m"]:
+        """:meth:`of` with the epoch's exposures packed into the indices."""
+        indices = self.of(epoch)
+        if self.exposure is None:
+            return indices
+        balanced = len(indices) - int(self.times.sum())
+        generator = self._generator(epoch, stream=2)
+        rate = self.exposure.rate_in(epoch, self.run)
+        clean = self.exposure.over(indices[:balanced], rate, generator)
+        return torch.cat([clean, indices[balanced:]])
+
+    def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
+        """:meth:`packed` in an order of its own."""
+        packed = self.packed(epoch)
+        generator = self._generator(epoch, stream=1)
+        return packed[torch.randperm(len(packed), generator=generator)]
+
+    def in_run_of(self, epochs: int | None) -> EpochIndices:
+        """The same for a training of so many epochs, which says how many blends each has."""
+        return replace(self, run=epochs)
+
+    def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
+        # SeedSequence keeps the streams apart, where a sum of the three would let them overlap.
+        mixed = np.random.SeedSequence((self.seed, epoch, stream)).generate_state(1, np.uint32)
+        return torch.Generator().manual_seed(int(mixed[0]))
+
+
+class BalancedSampler(Sampler[int]):
+    """Yields an epoch of indices into the guarded dataset, shuffled; exposed ones as ``Draw``.
+
+    Every process yields the same order, as Accelerate and Lightning expect, which then shard it;
+    with ``num_replicas`` it shards by itself, as ``DistributedSampler`` does (the last ones are
+    repeated from the start, to give each process as many). The epoch advances with each pass;
+    :meth:`set_epoch` overrules that, and may be called any number of times.
+
+    Args:
+        epochs: what an epoch holds.
+        num_replicas: number of processes to shard over.
+        rank: which of them this is.
+        drop_last: leave the last ones out instead of repeating the first.
+    """
+
+    def __init__(
+        self,
+        epochs: EpochIndices,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
+        self.epochs = epochs
+        self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.epochs), self.num_replicas)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[int]:
+        indices = self.epochs.shuffled(self.epoch)
+        self.epoch += 1  # now, not at the end: a loop that breaks off must move on, too
+        if self.num_replicas > 1:
+            total = len(self) * self.num_replicas
+            repeats = -(-total // max(len(indices), 1))
+            indices = indices.repeat(repeats)[:total][self.rank :: self.num_replicas]
+        yield from map(unpack, indices.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of ``epoch``."""
+        self.epoch = epoch
+
+    def set_run(self, epochs: int | None) -> None:
+        """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
+        self.epochs = self.epochs.in_run_of(epochs)
+
+
+class ShardedSampler(BalancedSampler, DistributedSampler[int]):
+    """A sharding :class:`BalancedSampler` that hosts leave alone, as it is a DistributedSampler."""

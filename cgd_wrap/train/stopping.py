@@ -1,0 +1,106 @@
+"""When to stop: clean accuracy, watched on data that is neither trained on nor the test set."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.prediction import predict_with_labels
+
+logger = logging.getLogger(__name__)
+
+
+class ToleranceRule:
+    """Stop when accuracy has fallen more than ``tolerance`` points below its best.
+
+    Args:
+        tolerance: percentage points, > 0; None never stops.
+
+    Attributes:
+        best: highest accuracy so far, in [0, 1].
+        stopped: whether the rule has fired; it stays fired.
+    """
+
+    def __init__(self, tolerance: float | None) -> None:
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"tolerance must be above 0 percentage points, got {tolerance}")
+        self.tolerance = math.inf if tolerance is None else tolerance
+        self.best = 0.0
+        self.stopped = False
+
+    def update(self, accuracy: float) -> bool:
+        """Take in an epoch's accuracy, in [0, 1]; True if training should stop."""
+        self.best = max(self.best, accuracy)
+        self.stopped = self.stopped or (self.best - accuracy) * 100 > self.tolerance
+        return self.stopped
+
+
+class CleanAccuracyStopping:
+    """The tolerance rule on a model, which keeps the last weights that it accepted.
+
+    Those weights, not those of the highest accuracy, are restored: unlearning costs accuracy at
+    first, so that the highest may belong to the least repaired model.
+
+    Args:
+        loader: held-out batches with ordinary labels.
+        tolerance: as for :class:`ToleranceRule`.
+
+    Attributes:
+        history: accuracy after each call of :meth:`step`, in [0, 1].
+    """
+
+    def __init__(self, loader: DataLoader[Any], tolerance: float | None) -> None:
+        self.loader = loader
+        self.rule = ToleranceRule(tolerance)
+        self.history: list[float] = []
+        self._accepted: dict[str, Tensor] | None = None
+
+    def step(self, model: nn.Module) -> bool:
+        """Measure after an epoch; True if training should stop.
+
+        Every process measures the whole loader, so that all of them come to the same answer.
+        """
+        predictions, labels = predict_with_labels(unwrapped(model), self.loader)
+        accuracy = float((predictions == labels).double().mean())
+        self.history.append(accuracy)
+        if self.rule.update(accuracy):
+            logger.info(
+                "Clean accuracy %.2f%% is more than %.2f points below its best, %.2f%%: stop.",
+                100 * accuracy, self.rule.tolerance, 100 * self.rule.best,
+            )  # fmt: skip
+            return True
+        self._accept(model)
+        return False
+
+    def resumed(self, history: Sequence[float], model: nn.Module) -> CleanAccuracyStopping:
+        """The same rule at the start of a run, or where an interrupted one had come.
+
+        Args:
+            history: accuracies of the run so far, in [0, 1]; empty for a fresh one.
+            model: with the weights that the run goes on from; they count as accepted.
+        """
+        rule = CleanAccuracyStopping(self.loader, self.rule.tolerance)
+        for accuracy in history:
+            rule.history.append(accuracy)
+            rule.rule.update(accuracy)
+        if history:
+            rule._accept(model)
+        return rule
+
+    def _accept(self, model: nn.Module) -> None:
+        state = unwrapped(model).state_dict()
+        self._accepted = {n: t.detach().to("cpu", copy=True) for n, t in state.items()}
+
+    def restore(self, model: nn.Module) -> None:
+        """Put back the last accepted weights, if the rule has fired."""
+        if self.rule.stopped and self._accepted is not None:
+            with torch.no_grad():
+                unwrapped(model).load_state_dict(copy.copy(self._accepted))

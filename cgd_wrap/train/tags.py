@@ -1,0 +1,101 @@
+"""Tags: labels that carry a sample's index, and the table of what the loss knows of each sample.
+
+A tag is an int64 label that carries the sample's index instead of its class. It is the one thing
+that every host's collate function passes on untouched, and that fails loudly where a loss takes
+it for a class (HF Trainer, timm, Lightning, Accelerate, plain PyTorch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+# Bit 40 marks a tag; bit 31 makes one that was cut to int32 negative, which every loss refuses.
+TAG = (1 << 40) | (1 << 31)
+
+
+def is_tagged(targets: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Which targets carry a sample's index."""
+    return targets.long() >= (1 << 40)
+
+
+def tagged_index(targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Index of each tagged sample in the user's dataset; 0 for untagged targets."""
+    targets = targets.long()
+    return torch.where(is_tagged(targets), targets - TAG, torch.zeros_like(targets))
+
+
+class SampleTable:
+    """What the loss knows of each sample: a plain holder, not module buffers.
+
+    Buffers would be broadcast by DDP and land in every checkpoint. Copies on a device are made
+    when first needed; a deep copy shares the table, a pickle leaves the device copies out.
+
+    Attributes:
+        labels: given labels, int64 [N].
+        clean: bool [N].
+        triggered: bool [N].
+        triggered_weight: weight of the unlearning, float32 [N].
+        guidance_weight: weight of the guidance, float32 [N].
+        teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
+        teacher: CLIP's logits of the triggered samples, float32 [max(T, 1), C].
+    """
+
+    NAMES = (
+        "labels",
+        "clean",
+        "triggered",
+        "triggered_weight",
+        "guidance_weight",
+        "teacher_row",
+        "teacher",
+    )
+
+    def __init__(
+        self,
+        *,
+        labels: Int[Tensor, "n"],
+        clean: Bool[Tensor, "n"],
+        triggered: Bool[Tensor, "n"],
+        triggered_weight: Float[Tensor, "n"],
+        teacher: Float[Tensor, "t classes"],
+        guidance_weight: Float[Tensor, "n"] | None = None,
+    ) -> None:
+        rows = triggered.long().cumsum(0) - 1
+        self.tensors = {
+            "labels": labels,
+            "clean": clean,
+            "triggered": triggered,
+            "triggered_weight": triggered_weight,
+            "guidance_weight": triggered.float() if guidance_weight is None else guidance_weight,
+            "teacher_row": torch.where(triggered, rows, torch.zeros_like(rows)),
+            "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
+        }
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return self.tensors["teacher"].shape[1]
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """The table on a device, by the names in ``NAMES``."""
+        if device.type == "cpu":
+            return self.tensors
+        if device not in self._on_device:
+            self._on_device[device] = {n: t.to(device) for n, t in self.tensors.items()}
+        return self._on_device[device]
+
+    def decode(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Tagged targets -> the given labels; untagged targets stay as they are."""
+        labels = self.on(targets.device)["labels"][tagged_index(targets)]
+        return torch.where(is_tagged(targets), labels, targets.long())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SampleTable:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tensors": self.tensors, "_on_device": {}}
