@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from cgd_wrap.data.layout import SampleLayout, check_same_length, find_layout
 from cgd_wrap.data.paths import image_path
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split, balanced_indices
-from cgd_wrap.models.class_knowledge import skill_on
+from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import check_outputs, input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import load_checkpoint
@@ -195,7 +195,9 @@ class CGDGuard:
             clip, suspect, self.targets, self.config, self.class_names, names_of(self.clip)
         )
         if self.config.depends_on_model:
-            result = replace(result, model_skill=self._skill(result.split, raw, shape, runtime))
+            result = replace(
+                result, class_knowledge=self._knowledge(result.split, raw, shape, runtime)
+            )
         for warning in result.warnings if runtime.is_main else ():
             logger.warning("%s", warning)
         runtime.barrier()  # the main process may take a temporary cache away from here on
@@ -203,13 +205,13 @@ class CGDGuard:
         self._adopt(result)
         return self
 
-    def _skill(
+    def _knowledge(
         self, split: Split, raw: RawImages, shape: tuple[int, int, int], runtime: Runtime
     ) -> float:
         """How well the model knows the classes; the main process', as only it may be loaded."""
         found = 0.0
         if runtime.is_main:
-            found = skill_on(
+            found = measured_class_knowledge(
                 unwrapped(self.model), EvaluatedImages(*self.evaluated_view()),
                 lambda: ModelInputs(raw, shape[1:], shape[0]), shape, self.targets, split.clean,
                 runtime, seed=self.config.seed, progress=self.progress,
@@ -224,16 +226,16 @@ class CGDGuard:
         self._result, self._view = result, None
         counts = ", ".join(f"{n} {name}" for name, n in result.split.counts().items() if n)
         logger.info("Split of %d samples: %s.", len(self.targets), counts)
-        if result.model_skill is not None:
+        if result.class_knowledge is not None:
             logger.info(
                 "On clean samples the model is %.0f%% of the way from chance to perfect: it is %s.",
-                100 * max(0.0, result.model_skill),
+                100 * max(0.0, result.class_knowledge),
                 "repaired" if result.trained else "trained from scratch",
             )  # fmt: skip
-        if self.config.guidance_by_agreement and result.trust < 1:
+        if self.config.guidance_by_agreement and result.guidance_share < 1:
             logger.info(
                 "CLIP agrees with %.0f%% of the labels only: its guidance counts %.0f%%.",
-                100 * result.agreement, 100 * result.trust,
+                100 * result.agreement, 100 * result.guidance_share,
             )  # fmt: skip
         estimate = self.poison_estimate
         if not estimate.classes:
@@ -242,7 +244,7 @@ class CGDGuard:
             logger.info(
                 "An attack seems to aim at %s%s: %.1f%% of its samples look poisoned.",
                 self.class_names[found.label],
-                ", or many of its labels are wrong" if found.slow else "",
+                ", or many of its labels are wrong" if found.found_by_clip_alone else "",
                 100 * found.poisoned,
             )
 
@@ -483,7 +485,7 @@ class CGDGuard:
 
         Args:
             attack: by name, or an attack.
-            options: ``rate``, ``test_dataset``, ``train`` and others of :func:`cgd_wrap.drill.drill`.
+            options: ``rate``, ``test_dataset`` and others of :func:`cgd_wrap.drill.drill`.
 
         Returns:
             Clean accuracy, attack success rate and robust accuracy before and after, and more.
@@ -569,7 +571,7 @@ class CGDGuard:
         folder = Path(folder)
         options.setdefault("config", CGDConfig.from_yaml(folder / "config.yaml"))
         guard = cls(model, dataset, **options)
-        guard._adopt(ScanResult.load(folder, guard._saved_identity()))
+        guard._adopt(ScanResult.load(folder, guard._saved_identity(), guard.config.calibration))
         return guard
 
     def _saved_identity(self) -> dict[str, Any]:
@@ -582,5 +584,6 @@ class CGDGuard:
             "labels": dataset_fingerprint(self.targets),
             "class_names": list(self.class_names),
             "scaled_clip_logits": self.config.scaled_clip_logits,
+            "calibration": asdict(self.config.calibration),
             **{name: getattr(self.config, name) for name in thresholds},
         }

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.scan.store import UnitStore
 from cgd_wrap.scan.stored_logits import StoredLogits, stored_logits
-from cgd_wrap.split.clip_groups import FEWEST, fast_groups, two_groups
+from cgd_wrap.split.clip_groups import fast_groups, two_groups
 
 NAMES = ["a", "b"]
 EACH = 800  # more than a unit of the store together
@@ -77,7 +78,7 @@ def test_few_samples_and_none_and_logits_alone_say_nothing(tmp_path):
     clip = stored(tmp_path / "features", "features", features(400))
     rank = ranks(slice(EACH - 400, EACH))
     few = torch.zeros_like(EVERY)
-    few[EACH - FEWEST + 1 : EACH] = True
+    few[EACH - DEFAULT.fewest_grouped + 1 : EACH] = True
     for looked_at in (few, torch.zeros_like(EVERY)):
         assert fast_groups("CLIP", clip, LABELS, looked_at, rank, NAMES) == []
     logits = stored(tmp_path / "logits", "logits", features(400)[:, :2])

@@ -36,7 +36,7 @@ from cgd_wrap import CGDGuard
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.protection import Protection
+from cgd_wrap.train.protection import Protection, sample_table
 from cgd_wrap.train.tags import TAG
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
@@ -130,7 +130,7 @@ def test_a_clip_teaches_as_far_as_it_agrees(agreement, rate, trust, guard):
     assert result.teacher.shape[1] == 3
     figures = replace(result.teachers, agreement=(agreement,))
     other._result = replace(result, teachers=figures, poison_estimate=PoisonEstimate(rate, ()))
-    assert other.result.trust == pytest.approx(trust, abs=1e-9)
+    assert other.result.guidance_share == pytest.approx(trust, abs=1e-9)
     expected = other.config.guidance_weight * trust
     assert other.loss().config.guidance_weight == pytest.approx(expected, abs=1e-9)
     other.config = other.config.replace(guidance_by_agreement=False)
@@ -213,11 +213,12 @@ def test_guidance_doubts_a_label_that_clip_denies_by_its_probability_of_being_po
     teacher = torch.zeros(len(rows), 3)
     teacher[rows, given] = torch.where(denied, -20.0, 20.0)
     tables = [
-        replace(guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), chance))
-        .table(guard.targets, config)
-        .tensors
+        sample_table(
+            replace(guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), chance)),
+            guard.targets, config,
+        ).tensors
         for chance in (0.0, 0.9)
-    ]
+    ]  # fmt: skip
     corner, weight = (table["guidance_weight"][triggered] for table in tables)
     assert torch.equal(corner, tables[0]["triggered_weight"][triggered])
     assert torch.equal(tables[0]["triggered_weight"], tables[1]["triggered_weight"])
@@ -234,10 +235,13 @@ def test_poison_that_was_learned_slowly_is_unlearned_by_its_probability(guard):
     teacher = torch.zeros(len(rows), 3)
     teacher[rows, given] = -20.0
     fast, slow = (
-        replace(
-            guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), 0.9),
-            poison_estimate=PoisonEstimate(0.9, (SuspectedClass(1, 1.0, 0.9, slow=only),)),
-        ).table(guard.targets, config).tensors
+        sample_table(
+            replace(
+                guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), 0.9),
+                poison_estimate=PoisonEstimate(0.9, (SuspectedClass(1, 1.0, 0.9, only),)),
+            ),
+            guard.targets, config,
+        ).tensors
         for only in (False, True)
     )  # fmt: skip
     before, after = (table["triggered_weight"][triggered] for table in (fast, slow))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config.settings import FROM_SCRATCH, REPAIRED
-from cgd_wrap.models.class_knowledge import skill, skill_on
+from cgd_wrap.models.class_knowledge import class_knowledge, measured_class_knowledge
 from cgd_wrap.processes import Runtime
 
 LABELS = torch.arange(40) % 4
@@ -55,22 +55,22 @@ def numbers_of(guard: CGDGuard) -> dict[str, float]:
 
 
 def test_skill_runs_from_a_guess_to_all_right():
-    assert skill(LABELS, LABELS) == pytest.approx(1)
+    assert class_knowledge(LABELS, LABELS) == pytest.approx(1)
     for guess in range(4):
-        assert skill(torch.full_like(LABELS, guess), LABELS) == pytest.approx(0)
+        assert class_knowledge(torch.full_like(LABELS, guess), LABELS) == pytest.approx(0)
     half = torch.where(torch.arange(40) < 20, LABELS, 3 - LABELS)
-    assert skill(half, LABELS) == pytest.approx((0.5 - 0.25) / 0.75)
+    assert class_knowledge(half, LABELS) == pytest.approx((0.5 - 0.25) / 0.75)
 
 
 def test_a_large_class_counts_no_more_than_a_small_one():
     labels = torch.tensor([0] * 96 + [1] * 2 + [2] * 2)
-    assert skill(torch.zeros_like(labels), labels) == pytest.approx(0)
+    assert class_knowledge(torch.zeros_like(labels), labels) == pytest.approx(0)
 
 
 def test_classes_that_do_not_occur_count_for_nothing():
-    assert skill(torch.tensor([5, 7]), torch.tensor([5, 7])) == pytest.approx(1)
-    assert skill(torch.tensor([5, 5]), torch.tensor([5, 7])) == pytest.approx(0)
-    assert skill(torch.tensor([5, 5]), torch.tensor([5, 5])) == pytest.approx(1)
+    assert class_knowledge(torch.tensor([5, 7]), torch.tensor([5, 7])) == pytest.approx(1)
+    assert class_knowledge(torch.tensor([5, 5]), torch.tensor([5, 7])) == pytest.approx(0)
+    assert class_knowledge(torch.tensor([5, 5]), torch.tensor([5, 5])) == pytest.approx(1)
 
 
 def test_it_is_measured_on_clean_samples_alone():
@@ -78,7 +78,7 @@ def test_it_is_measured_on_clean_samples_alone():
     labels = torch.tensor([label for _, label in tensors()])
     clean = torch.arange(len(labels)) % 10 > 0  # every tenth is mislabelled
     measure = partial(
-        skill_on, Tinted(), images, lambda: pytest.fail("not needed"), (3, 8, 8),
+        measured_class_knowledge, Tinted(), images, lambda: pytest.fail("not needed"), (3, 8, 8),
         runtime=Runtime(torch.device("cpu")), seed=0, progress=False,
     )  # fmt: skip
     assert measure(labels, clean) > 0.95
@@ -125,7 +125,7 @@ def test_the_scan_decides_so_that_all_numbers_of_a_run_agree(tmp_path):
 def test_a_model_is_left_alone_where_nothing_depends_on_it():
     guard = guard_of(model := Tinted(knows=0.0), **REPAIRED)
     assert model.seen <= 2  # on which every scan tries the outputs
-    assert guard.result.model_skill is None
+    assert guard.result.class_knowledge is None
     guard.config = CGDConfig()
     assert numbers_of(guard) == REPAIRED
 

@@ -9,23 +9,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.functional import Split, corner_weight, split_by_rank
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.split.revision import revised
 from cgd_wrap.split.suspicion import (
-    AT_THE_TIP,
-    CHANCE,
-    DENIED,
-    ENOUGH,
-    POWER,
-    TIP,
     Suspicion,
-    evidence_of_attack,
-    evidence_of_denial,
+    evidence_in_corner,
+    evidence_of_rejection,
     probability_of_poison,
 )
 
 PER_CLASS, CLASSES = 1000, 10
+AT_THE_TIP, CHANCE = DEFAULT.far_corner_share, DEFAULT.chance_suspicion
+DENIED, ENOUGH = DEFAULT.rejected_share, DEFAULT.evidence_needed
+POWER, TIP = DEFAULT.corner_power, DEFAULT.far_corner
 
 
 def honest_map(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,7 +47,7 @@ def attacked_map(count: int, targets: tuple[int, ...] = (4,)):
 
 
 def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
-    return evidence_of_attack(labels, *ranks, split_by_rank(*ranks).triggered) > ENOUGH
+    return evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered) > ENOUGH
 
 
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:
@@ -291,13 +289,13 @@ def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
     assert 0.8 * count < float(members.sum()) < 2 * count
     assert not bool(suspicion.probability[given[0] != 4].any())
     estimate = estimate_poison(given[0], suspicion, given[1].isfinite())
-    assert [(found.label, found.slow) for found in estimate.classes] == [(4, True)]
+    assert [(found.label, found.found_by_clip_alone) for found in estimate.classes] == [(4, True)]
 
 
 def test_what_is_suspected_for_its_corner_is_judged_by_that():
     given = denied_map(60, rank=0.02)
     suspected = suspects(*given)
-    assert names(suspected) == [4] == names(evidence_of_denial(*given[:2]) > ENOUGH)
+    assert names(suspected) == [4] == names(evidence_of_rejection(*given[:2]) > ENOUGH)
     assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
 
 
@@ -317,7 +315,7 @@ def test_poison_that_was_learned_fast_in_part_is_told_by_clips_denial():
     suspected = suspects(*given)
     assert names(suspected) == [4]
     suspicion, members = suspicion_of(*given), given[0] == 4
-    assert names(suspicion.slow) == [4]
+    assert names(suspicion.found_by_clip_alone) == [4]
     by_corner = probability_of_poison(*given, suspected)
     assert int((by_corner[members][:400] > 0.5).sum()) < 200
     assert int((suspicion.probability[members][:400] > 0.5).sum()) > 350
@@ -343,7 +341,7 @@ def test_what_may_be_poison_by_either_place_leaves_the_clean_split():
 def test_a_slow_class_keeps_the_quarter_that_clip_denies_least():
     labels, *ranks = denied_map(300)
     before, suspicion = split_by_rank(*ranks), suspicion_of(labels, *ranks)
-    assert names(suspicion.slow) == [4]
+    assert names(suspicion.found_by_clip_alone) == [4]
     after = revised(before, labels, *ranks, suspicion, corner_cut=None, poison_cut=-1.0)
     passed = before.clean & (labels == 4)
     kept = after.clean & (labels == 4)
@@ -358,29 +356,29 @@ def test_clip_denies_no_honest_class_more_than_it_may(seed):
 
 def test_a_class_that_clip_finds_hard_is_not_denied():
     labels, clip_rank, _ = denied_map(round(DENIED * PER_CLASS))
-    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
     labels, clip_rank, _ = denied_map(60)
     next_one = (labels == 5).nonzero().squeeze(1)[:30]
     clip_rank[next_one] = 0.995
-    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
 
 
 def test_a_class_that_clip_does_not_know_is_not_denied():
     labels, clip_rank, _ = denied_map(100)
     members = (labels == 4).nonzero().squeeze(1)[100:]
     clip_rank[members] = torch.linspace(0.4, 0.98, len(members), dtype=torch.float64)
-    assert names(evidence_of_denial(labels, clip_rank) > ENOUGH) == []
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
 
 
 def test_one_class_alone_has_none_to_stand_out_from():
     ranks = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    assert names(evidence_of_denial(torch.zeros(1000, dtype=torch.int64), ranks) > ENOUGH) == []
+    assert names(evidence_of_rejection(torch.zeros(1000, dtype=torch.int64), ranks) > ENOUGH) == []
 
 
 @pytest.mark.parametrize("count", [200, 800])
 def test_the_estimate_is_near_the_truth(count):
     labels, *ranks = attacked_map(count, (4, 7))
-    evidence = evidence_of_attack(labels, *ranks, split_by_rank(*ranks).triggered)
+    evidence = evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered)
     estimate = estimate_of(labels, *ranks, evidence)
     assert {found.label for found in estimate.classes} == {4, 7}
     assert estimate.rate == pytest.approx(2 * count / len(labels), rel=0.4)
@@ -392,7 +390,7 @@ def test_the_estimate_is_near_the_truth(count):
 
 def test_the_estimate_of_honest_or_unreadable_data_is_nothing():
     labels, *ranks = honest_map()
-    evidence = evidence_of_attack(labels, *ranks, split_by_rank(*ranks).triggered)
+    evidence = evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered)
     assert estimate_of(labels, *ranks, evidence) == PoisonEstimate(0.0, ())
     unreadable = torch.full((3,), math.nan, dtype=torch.float64)
     nothing = estimate_of(torch.arange(3), unreadable, unreadable, -torch.ones(3).double())

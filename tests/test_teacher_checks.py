@@ -15,11 +15,11 @@ from cgd_wrap.demo.run import CLIP, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.clip_warnings import (
+    clip_warnings,
     discord,
     names_given_too_often,
-    teacher_warnings,
+    shared_backdoor,
     unknown_classes,
-    vouching,
 )
 from cgd_wrap.split.label_scores import LabelScores
 
@@ -46,7 +46,7 @@ def warnings_of(
     figures = ClipAgreement.of(names, verdicts, labels, valid)
     if poison is None:
         poison = torch.zeros(len(labels), dtype=torch.float64)
-    return teacher_warnings(figures, verdicts, labels, valid, poison, NAMES)
+    return clip_warnings(figures, verdicts, labels, valid, poison, NAMES)
 
 
 def poisoned_labels(truth: Tensor, rate: float, target: int = 0) -> Tensor:
@@ -188,8 +188,10 @@ def test_a_clip_that_vouches_for_what_looks_poisoned_is_named(rate):
     assert text.startswith(f"CLIP 2 takes 100% of the {int(poison.sum())} samples labelled 'c0'")
     assert "CLIP 2 may itself be backdoored" in text
     verdicts = [LabelScores(torch.zeros(len(labels)), c, {}) for c in (labels, labels)]
-    assert vouching(["A", "B"], verdicts, labels, poison.double(), NAMES) == []  # clean-label
-    assert vouching(["A"], verdicts[:1], labels, poison.double(), NAMES) == []
+    assert (
+        shared_backdoor(["A", "B"], verdicts, labels, poison.double(), NAMES) == []
+    )  # clean-label
+    assert shared_backdoor(["A"], verdicts[:1], labels, poison.double(), NAMES) == []
 
 
 def test_no_warning_where_no_class_is_apart():

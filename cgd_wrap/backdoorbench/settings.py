@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.config.reading import known_settings
 from cgd_wrap.config.reference_files import as_number, translated
-from cgd_wrap.config.settings import known_settings
+from cgd_wrap.config.settings import SETTINGS
 
 PRESETS: dict[str, Callable[[], CGDConfig]] = {"default": CGDConfig, "paper": CGDConfig.paper}
 # Keys that only the reference's own files have: these mean its numbers, unless a preset is named.
@@ -37,7 +38,7 @@ def config_from_settings(settings: Mapping[str, Any]) -> CGDConfig:
     preset = given.pop("preset", "paper" if REFERENCE_ONLY & set(given) else "default")
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-    changes = known_settings(translated(given))
+    changes = known_settings(translated(given), SETTINGS)
     base = PRESETS[preset]()
     if "sigma_clean" in changes and base.sigma_slow is not None:
         # The slow rule's threshold isn't among the reference's settings: it gives way.

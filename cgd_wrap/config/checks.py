@@ -1,4 +1,4 @@
-"""What a setting may be: pairs of a test and its words, for CGDConfig."""
+"""Which values a setting may have: pairs of a test and the words for it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,34 @@ def count(*, optional: bool = False) -> Check:
     return accepts, "a whole number of 1 or more" + (", or None" if optional else "")
 
 
+def whole() -> Check:
+    """A whole number, at least 0."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    return accepts, "a whole number of 0 or more"
+
+
+def flag() -> Check:
+    """A truth value."""
+    return (lambda value: isinstance(value, bool)), "True or False"
+
+
 def choice(*options: str) -> Check:
     """One of some texts."""
     return (lambda value: value in options), f"one of {list(options)}"
 
 
-def is_prompts(value: Any) -> bool:
-    """Whether this is a prompt template, several, or the name of a set of open_clip's."""
+def prompt_templates() -> Check:
+    """A prompt template, several of them, or the name of one of open_clip's sets."""
+    return (
+        _is_prompts,
+        "a template with '{}' for the class name, several of them, 'openai' or 'simple'",
+    )
+
+
+def _is_prompts(value: Any) -> bool:
     if isinstance(value, str):
         return "{}" in value or value in ("openai", "simple")
     texts = isinstance(value, tuple) and all(isinstance(text, str) for text in value)

@@ -21,10 +21,9 @@ from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
 
 SAMPLES, BATCH = 512, 32  # samples at most: enough to tell chance from learned
-LEAST_SKILL = 0.15  # of a trained model
 
 
-def skill(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
+def class_knowledge(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
     """Balanced accuracy above chance: 0 for a constant guess, 1 where all are right.
 
     The mean recall of the classes that occur, moved and scaled by what a guess would reach.
@@ -35,7 +34,7 @@ def skill(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
     return (float(recall.mean()) - chance) / (1 - chance)
 
 
-def skill_on(
+def measured_class_knowledge(
     model: nn.Module,
     view: Any,
     fallback: Callable[[], Any],
@@ -47,7 +46,7 @@ def skill_on(
     seed: int,
     progress: bool = True,
 ) -> float:
-    """:func:`skill` of a model on some of the clean samples; nothing of it stays as a trace.
+    """Measure :func:`class_knowledge` of a model on some of the clean samples, without a trace.
 
     Args:
         model: image batch -> logits.
@@ -87,4 +86,4 @@ def skill_on(
             with runtime.autocast():
                 logits = logits_of(model(images.to(runtime.device, first.dtype)))
             predictions.append(logits.float().argmax(dim=1).cpu())
-    return skill(torch.cat(predictions), labels[indices])
+    return class_knowledge(torch.cat(predictions), labels[indices])

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.files import write_atomically
 from cgd_wrap.functional import Split
@@ -19,7 +20,6 @@ from cgd_wrap.report.escaping import printable
 from cgd_wrap.report.summary import ClassRow, most_suspicious
 from cgd_wrap.report.thumbnails import thumbnail
 from cgd_wrap.split.entropy_map import EntropyMap
-from cgd_wrap.split.suspicion import SURE, UNLIKELY
 
 _FIGURES = {
     "clean_accuracy": "clean accuracy (CA)",
@@ -95,7 +95,7 @@ def write_page(
         rows=sorted(rows, key=lambda row: -row.lift),
         suspected=[row for row in rows if row.suspected],
         poison_rate=poison_rate,
-        auto=(SURE, UNLIKELY) if auto else None,
+        auto=(DEFAULT.sure_of_poison, DEFAULT.unlikely_poison) if auto else None,
         figure="data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
         thresholds=thresholds,
         worst=_worst(entropy_map, split, rows, labels, paths, images),

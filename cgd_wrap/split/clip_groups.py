@@ -15,16 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.functional import auroc
 from cgd_wrap.scan.stored_logits import StoredLogits
 
 MOST, MOST_IN_ALL = 1000, 200_000  # samples of a class, and of all, that are looked at
-FEWEST = 60  # of a class
 ROUNDS = 20  # of two-means
-APART = 0.9
-"""How well a group tells fast samples from slow ones (AUROC). On real CIFAR-10 we saw 0.51 to 0.84
-in classes of honest CLIPs, among them targets of BadNets, Blended and SIG, and 0.98 where the CLIP
-had learned the BadNets of 10% poison; 0.80 at 1%, which is missed."""
 
 
 def fast_groups(
@@ -34,6 +30,7 @@ def fast_groups(
     looked_at: Bool[Tensor, "n"],
     suspicious_rank: Float[Tensor, "n"],
     class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """Classes that fall into two groups for CLIP, of which one was learned faster than the other.
 
@@ -44,6 +41,7 @@ def fast_groups(
         looked_at: samples that CLIP agrees on, in classes that no attack seems to aim at.
         suspicious_rank: of each sample.
         class_names: C names.
+        calibration: thresholds.
     """
     chosen = _some_of_each(labels, looked_at, min(MOST, MOST_IN_ALL // len(class_names)))
     features = clip.features(chosen)
@@ -53,13 +51,13 @@ def fast_groups(
     found = []
     for label in labels.unique().tolist():
         members = labels == label
-        if int(members.sum()) < FEWEST:
+        if int(members.sum()) < calibration.fewest_grouped:
             continue
         fast = two_groups(features[members])
         apart = auroc(-suspicious_rank[members], fast)
         if apart < 0.5:
             fast, apart = ~fast, 1 - apart
-        if apart >= APART:
+        if apart >= calibration.group_apart:
             found.append(
                 f"{name} holds {float(fast.double().mean()):.0%} of the samples labelled "
                 f"{class_names[label]!r} that it agrees with apart from the rest, and just these "

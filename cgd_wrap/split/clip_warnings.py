@@ -14,42 +14,41 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.functional import share_by_class
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.label_scores import LabelScores
 
-NEVER = 0.05  # share of its samples up to which CLIP "almost never" gives a class its name
-SWAPPED = 0.3  # share of its samples that get a swapped class' name
-KNOWN = 0.3  # share from which it may be said to know a class
-FEW = 30  # samples, below which a class' shares say little
-TOO_MANY, EXCESS = 3.0, 0.02  # times as often as labelled; and by this share of all samples
-WORSE_THAN_CHANCE = 0.05  # share of samples; of agreement below that of independent errors
-GAP, UNUSUAL = 0.4, 0.3  # between two CLIPs' shares of a class; beyond that of all classes
-SURE = 0.9  # probability of poison
-VOUCHES, DENIES = 0.6, 0.3  # shares of the samples that look poisoned
-LISTED = 8  # classes in a message
+LISTED = 8  # classes in one message, at most
 
 
-def disagreement(figures: ClipAgreement, num_classes: int) -> list[str]:
+def disagreement(
+    figures: ClipAgreement, num_classes: int, calibration: Calibration = DEFAULT
+) -> list[str]:
     """CLIPs that agree with hardly more labels than chance would.
 
     Args:
         figures: of the scan.
         num_classes: C.
+        calibration: thresholds.
     """
     chance = 1 / num_classes
-    # A fifth of the way from chance to certainty: below it, the split can't tell wrong from right.
+    least = chance + calibration.least_agreement * (1 - chance)
     return [
         f"{name}'s first choice is the given label for only {agreement:.1%} of the samples "
         f"(chance: {chance:.1%}). Are the class names in the labels' order, and does this CLIP "
         "know them? The split is not to be trusted."
         for name, agreement in zip(figures.names, figures.agreement, strict=True)
-        if agreement < chance + 0.2 * (1 - chance)
+        if agreement < least
     ]
 
 
 def unknown_classes(
-    name: str, choice: Int[Tensor, "n"], labels: Int[Tensor, "n"], class_names: Sequence[str]
+    name: str,
+    choice: Int[Tensor, "n"],
+    labels: Int[Tensor, "n"],
+    class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """Classes that CLIP doesn't give their name, though it does so for others.
 
@@ -63,20 +62,23 @@ def unknown_classes(
         choice: its first choices.
         labels: given labels.
         class_names: C names.
+        calibration: thresholds.
     """
     number = len(class_names)
     size = torch.bincount(labels, minlength=number)
     hits = torch.bincount(labels[choice == labels], minlength=number)
     share = hits / size.clamp(min=1)
-    known = share >= KNOWN
+    known = share >= calibration.known_by_name
     if not known.any():
         return []
-    rare = hits < 0.1 * hits[known].double().quantile(0.5)
+    rare = hits < calibration.rarely_named * hits[known].double().quantile(0.5)
+    looked_at = size >= calibration.fewest_named
     taken = {
         label: torch.bincount(choice[labels == label], minlength=number)
-        for label in ((size >= FEW) & (share < 1 / 3)).nonzero().squeeze(1).tolist()
+        for label in (looked_at & (share < calibration.doubtful_name)).nonzero().squeeze(1).tolist()
     }
-    lost = {label for label in taken if share[label] < NEVER and rare[label]} | _swapped(taken)
+    never = {n for n in taken if share[n] < calibration.never_named and rare[n]}
+    lost = never | _swapped(taken, calibration)
     if not lost:
         return []
     described = ", ".join(
@@ -95,16 +97,21 @@ def unknown_classes(
     ]
 
 
-def _swapped(taken: Mapping[int, Int[Tensor, "classes"]]) -> set[int]:
+def _swapped(taken: Mapping[int, Int[Tensor, "classes"]], calibration: Calibration) -> set[int]:
     """Classes that mostly get the name of another of them, at least twice as often as their own.
 
     Args:
         taken: how often each name is given, by label.
+        calibration: thresholds.
     """
     rival = {
         label: int(counts.argmax())
         for label, counts in taken.items()
-        if counts.max() >= max(2 * int(counts[label]), SWAPPED * int(counts.sum()))
+        if counts.max()
+        >= max(
+            calibration.swapped_times * int(counts[label]),
+            calibration.swapped_name * int(counts.sum()),
+        )
     }
     while open_ended := [label for label, other in rival.items() if other not in rival]:
         for label in open_ended:
@@ -113,7 +120,11 @@ def _swapped(taken: Mapping[int, Int[Tensor, "classes"]]) -> set[int]:
 
 
 def names_given_too_often(
-    name: str, choice: Int[Tensor, "n"], labels: Int[Tensor, "n"], class_names: Sequence[str]
+    name: str,
+    choice: Int[Tensor, "n"],
+    labels: Int[Tensor, "n"],
+    class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """Names that CLIP gives to far more samples than are labelled so.
 
@@ -125,12 +136,14 @@ def names_given_too_often(
         choice: its first choices.
         labels: given labels.
         class_names: C names.
+        calibration: thresholds.
     """
     number = len(class_names)
     given = torch.bincount(choice, minlength=number) / len(choice)
     labelled = torch.bincount(labels, minlength=number) / len(labels)
     fair = labelled.clamp(min=1 / number)
-    greedy = (given > TOO_MANY * fair) & (given - fair > EXCESS)
+    greedy = given > calibration.greedy_times * fair
+    greedy &= given - fair > calibration.greedy_excess
     return [
         f"{name} takes {float(given[label]):.0%} of the samples for {class_names[label]!r}, "
         f"{float(labelled[label]):.0%} are labelled so: is the name too general, or does it stand "
@@ -141,9 +154,10 @@ def names_given_too_often(
 
 def discord(
     figures: ClipAgreement,
-    verdicts: Sequence[LabelScores],
+    scores: Sequence[LabelScores],
     labels: Int[Tensor, "n"],
     class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """Two CLIPs that are right on different samples, or of which only one knows a class.
 
@@ -153,18 +167,19 @@ def discord(
 
     Args:
         figures: of the scan.
-        verdicts: of the CLIPs, on the samples that count.
+        scores: of the CLIPs, on the samples that count.
         labels: given labels.
         class_names: C names.
+        calibration: thresholds.
     """
     found = []
-    shares = [share_by_class(verdict.choice == labels, labels) for verdict in verdicts]
+    shares = [share_by_class(one_scores.choice == labels, labels) for one_scores in scores]
     size = torch.bincount(labels)
-    for one, other in permutations(range(len(verdicts)), 2):
+    for one, other in permutations(range(len(scores)), 2):
         names = figures.names[one], figures.names[other]
         agreement = figures.agreement[one], figures.agreement[other]
-        both = float((verdicts[one].choice == verdicts[other].choice).double().mean())
-        if one < other and both < agreement[0] * agreement[1] - WORSE_THAN_CHANCE:
+        both = float((scores[one].choice == scores[other].choice).double().mean())
+        if one < other and both < agreement[0] * agreement[1] - calibration.discord:
             found.append(
                 f"{names[0]} and {names[1]} agree with {agreement[0]:.0%} and {agreement[1]:.0%} "
                 f"of the labels, but with each other on only {both:.0%} of the samples: one of "
@@ -172,8 +187,13 @@ def discord(
                 "trust less, and compare."
             )
         gap = shares[one] - shares[other]
-        unusual = gap - max(0.0, agreement[0] - agreement[1]) >= UNUSUAL
-        apart = ((gap >= GAP) & unusual & (size >= FEW)).nonzero().squeeze(1).tolist()
+        unusual = gap - max(0.0, agreement[0] - agreement[1]) >= calibration.unusual_gap
+        apart = (
+            ((gap >= calibration.class_gap) & unusual & (size >= calibration.fewest_named))
+            .nonzero()
+            .squeeze(1)
+            .tolist()
+        )
         found += [
             f"{names[0]} agrees with {float(shares[one][label]):.0%} of the labels "
             f"{class_names[label]!r}, {names[1]} with {float(shares[other][label]):.0%}: either "
@@ -183,30 +203,32 @@ def discord(
     return found
 
 
-def vouching(
+def shared_backdoor(
     names: Sequence[str],
-    verdicts: Sequence[LabelScores],
+    scores: Sequence[LabelScores],
     labels: Int[Tensor, "n"],
     poison: Float[Tensor, "n"],
     class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """CLIPs that agree with the labels of just the samples that look poisoned, where others don't.
 
     Args:
         names: of the CLIPs.
-        verdicts: theirs, on the samples that count.
+        scores: theirs, on the samples that count.
         labels: given labels.
         poison: probability that each sample is poisoned, in [0, 1].
         class_names: C names.
+        calibration: thresholds.
     """
-    if len(verdicts) < 2:
+    if len(scores) < 2:
         return []
     found = []
-    for label in labels[poison > SURE].unique().tolist():
-        members = (poison > SURE) & (labels == label)
-        shares = [float((v.choice[members] == label).double().mean()) for v in verdicts]
+    for label in labels[poison > calibration.sure_of_poison].unique().tolist():
+        members = (poison > calibration.sure_of_poison) & (labels == label)
+        shares = [float((v.choice[members] == label).double().mean()) for v in scores]
         least = shares.index(min(shares))
-        if int(members.sum()) < FEW or shares[least] > DENIES:
+        if int(members.sum()) < calibration.fewest_named or shares[least] > calibration.contradicts:
             continue
         found += [
             f"{name} takes {share:.0%} of the {int(members.sum())} samples labelled "
@@ -214,36 +236,38 @@ def vouching(
             f"{shares[least]:.0%}: {name} may itself be backdoored with the same trigger. Leave it "
             "out."
             for name, share in zip(names, shares, strict=True)
-            if share >= VOUCHES
+            if share >= calibration.vouches
         ]
     return found
 
 
-def teacher_warnings(
+def clip_warnings(
     figures: ClipAgreement,
-    verdicts: Sequence[LabelScores],
+    scores: Sequence[LabelScores],
     labels: Int[Tensor, "n"],
     valid: Bool[Tensor, "n"],
     poison: Float[Tensor, "n"],
     class_names: Sequence[str],
+    calibration: Calibration = DEFAULT,
 ) -> list[str]:
     """All that seems wrong with the CLIPs, a message each.
 
     Args:
         figures: of the scan.
-        verdicts: of the CLIPs.
+        scores: of the CLIPs.
         labels: given labels.
         valid: False for samples that don't count.
         poison: probability that each sample is poisoned, in [0, 1].
         class_names: C names.
+        calibration: thresholds.
     """
-    seen = [LabelScores(v.score[valid], v.choice[valid], {}) for v in verdicts]
+    seen = [LabelScores(v.score[valid], v.choice[valid], {}) for v in scores]
     labels, poison = labels[valid], poison[valid]
-    found = disagreement(figures, len(class_names))
-    for name, verdict in zip(figures.names, seen, strict=True):
-        found += unknown_classes(name, verdict.choice, labels, class_names)
-        found += names_given_too_often(name, verdict.choice, labels, class_names)
+    found = disagreement(figures, len(class_names), calibration)
+    for name, one_scores in zip(figures.names, seen, strict=True):
+        found += unknown_classes(name, one_scores.choice, labels, class_names, calibration)
+        found += names_given_too_often(name, one_scores.choice, labels, class_names, calibration)
     if len(seen) > 1:
-        found += discord(figures, seen, labels, class_names)
-        found += vouching(figures.names, seen, labels, poison, class_names)
+        found += discord(figures, seen, labels, class_names, calibration)
+        found += shared_backdoor(figures.names, seen, labels, poison, class_names, calibration)
     return found

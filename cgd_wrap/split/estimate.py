@@ -22,14 +22,14 @@ class SuspectedClass:
         confidence: probability that the class' suspicion is above what honest classes have, taking
             its error for normal, in [0, 1].
         poisoned: estimated share of its samples that are poisoned, in [0, 1].
-        slow: CLIP's flat denial of its labels tells which, not how fast they were learned; many
-            labels that are wrong for another reason look the same.
+        found_by_clip_alone: CLIP's rank tells the poisoned samples, not how fast their labels were
+            learned. A class with many labels that are wrong for another reason looks the same.
     """
 
     label: int
     confidence: float
     poisoned: float
-    slow: bool = False
+    found_by_clip_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def estimate_poison(
             label=label,
             confidence=0.5 * (1 + math.erf(float(evidence[label]) / math.sqrt(2))),
             poisoned=float(probability[(labels == label) & readable].mean()),
-            slow=bool(suspicion.slow[label]),
+            found_by_clip_alone=bool(suspicion.found_by_clip_alone[label]),
         )
         for label in evidence.argsort(descending=True).tolist()
         if suspected[label]

@@ -14,26 +14,23 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 from cgd_wrap.files import FORMAT, check_fingerprint, write_atomically, write_json
 from cgd_wrap.functional import Split
-from cgd_wrap.models.class_knowledge import LEAST_SKILL
 from cgd_wrap.scan.stored_logits import StoredLogits, members_of
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.clip_groups import fast_groups
-from cgd_wrap.split.clip_warnings import teacher_warnings
+from cgd_wrap.split.clip_warnings import clip_warnings
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.split.label_scores import LabelScores, all_bad, contradicting_most
 from cgd_wrap.split.revision import hold_out, revised
 from cgd_wrap.split.suspicion import Suspicion
-from cgd_wrap.train.tags import SampleTable
 
 logger = logging.getLogger(__name__)
 
-NO_TRUST, FULL_TRUST = 0.4, 0.7  # agreement of a CLIP, above chance
 STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
 
 
@@ -52,9 +49,10 @@ class ScanResult:
         poison_probability: of each sample, in suspected classes, float32 [N] in [0, 1].
         bad: samples that can't be used: index -> [reason, message, path].
         warnings: of CLIPs that can't be trusted.
-        model_skill: of the model that is to be trained, as it was then, on clean samples: 0 for a
-            guess, 1 where all are right; see :func:`skill`. None: no number of the
-            configuration depended on it, and it wasn't looked at.
+        class_knowledge: how well the model that is to be trained knew the classes when the scan
+            ended: 0 for a guess, 1 where all clean samples are classified right. None: no setting
+            depended on it, and it wasn't measured.
+        calibration: the thresholds that were used.
     """
 
     entropy_map: EntropyMap
@@ -66,12 +64,14 @@ class ScanResult:
     poison_probability: Float[Tensor, "n"]
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    model_skill: float | None = None
+    class_knowledge: float | None = None
+    calibration: Calibration = DEFAULT
 
     @property
     def trained(self) -> bool:
         """Whether the model knew the classes already, and is to be repaired; True if not known."""
-        return self.model_skill is None or self.model_skill >= LEAST_SKILL
+        known = self.class_knowledge
+        return known is None or known >= self.calibration.least_knowledge
 
     @property
     def agreement(self) -> float:
@@ -79,18 +79,17 @@ class ScanResult:
         return min(self.teachers.agreement)
 
     @property
-    def trust(self) -> float:
-        """How far CLIP should teach, in [0, 1]: its agreement with labels that aren't poisoned.
+    def guidance_share(self) -> float:
+        """How far CLIP should teach, in [0, 1], by its agreement with labels that aren't poisoned.
 
-        Above chance (Cohen's kappa for even classes), from NO_TRUST on, in full from FULL_TRUST.
-        On real CIFAR-10 under BadNets at 10%, clean and robust accuracy came to 75.3 and 63.7% with
-        ``guidance_weight=4`` and a CLIP of 48% zero-shot accuracy, 76.3 and 69.8% with 0.25; of
-        57%, 75.3 and 69.9% with 4, 76.1 and 69.4% with 1.5; of 83%, 76.8 and 77.2% with 4.
+        The agreement is taken above chance (Cohen's kappa for even classes). The share is 0 up to
+        ``calibration.no_guidance``, 1 from ``calibration.full_guidance`` on, and even in between.
         """
         honest = min(1.0, self.agreement / max(1 - self.poison_estimate.rate, 1e-9))
         chance = 1 / self.teacher.shape[1]
         kappa = (honest - chance) / max(1 - chance, 1e-9)
-        return min(max((kappa - NO_TRUST) / (FULL_TRUST - NO_TRUST), 0.0), 1.0)
+        none, full = self.calibration.no_guidance, self.calibration.full_guidance
+        return min(max((kappa - none) / (full - none), 0.0), 1.0)
 
     @classmethod
     def of(
@@ -114,11 +113,11 @@ class ScanResult:
             clip_names: one per CLIP, for the warnings.
         """
         reference = config.reference_scores
-        verdicts = [
+        scores = [
             LabelScores.of(one, labels, reference_scores=reference) for one in members_of(clip)
         ]
         suspect = LabelScores.of(suspicious, labels, reference_scores=reference)
-        bad = all_bad([suspect, *verdicts])
+        bad = all_bad([suspect, *scores])
         valid = torch.ones(len(labels), dtype=torch.bool)
         valid[list(bad)] = False
         if len(bad) > config.max_bad_fraction * len(labels):
@@ -127,7 +126,7 @@ class ScanResult:
                 f"max_bad_fraction={config.max_bad_fraction} allows: {sorted(bad)[:10]} ..."
             )
         entropy_map = EntropyMap.from_scores(
-            contradicting_most(verdicts), suspect.score, valid=valid, reference_scores=reference
+            contradicting_most(scores), suspect.score, valid=valid, reference_scores=reference
         )
         split = entropy_map.split(
             sigma_clean=config.sigma_clean,
@@ -135,62 +134,34 @@ class ScanResult:
             sigma_slow=config.sigma_slow,
         )
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
-        suspicion = Suspicion.of(labels, *ranks, split.triggered)
+        suspicion = Suspicion.of(labels, *ranks, split.triggered, config.calibration)
         poison = suspicion.probability
         split = revised(
             split, labels, *ranks, suspicion,
             corner_cut=config.corner_cut, poison_cut=config.poison_cut,
             auto=config.sigma == "auto",
         )  # fmt: skip
-        figures = ClipAgreement.of(clip_names, verdicts, labels, valid)
-        warnings = teacher_warnings(figures, verdicts, labels, valid, poison, class_names)
+        figures = ClipAgreement.of(clip_names, scores, labels, valid)
+        warnings = clip_warnings(
+            figures, scores, labels, valid, poison, class_names, config.calibration
+        )
         honest = valid & ~suspicion.suspected[labels]
-        for name, one, verdict in zip(clip_names, members_of(clip), verdicts, strict=True):
-            agreed = honest & (verdict.choice == labels)
-            warnings += fast_groups(name, one, labels, agreed, ranks[1], class_names)
+        for name, one, one_scores in zip(clip_names, members_of(clip), scores, strict=True):
+            agreed = honest & (one_scores.choice == labels)
+            warnings += fast_groups(
+                name, one, labels, agreed, ranks[1], class_names, config.calibration
+            )
         return cls(
             entropy_map=entropy_map,
             split=split,
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
-            teacher=_teacher_of(clip, verdicts, split.triggered.nonzero().squeeze(1)),
+            teacher=_teacher_of(clip, scores, split.triggered.nonzero().squeeze(1)),
             teachers=figures,
             poison_estimate=estimate_poison(labels, suspicion, valid),
             poison_probability=poison.float(),
             bad=bad,
             warnings=warnings,
-        )
-
-    def table(self, labels: Int[Tensor, "n"], config: CGDConfig) -> SampleTable:
-        """What the loss needs to know of each sample.
-
-        Args:
-            labels: given labels.
-            config: how triggered samples are weighed, and whether the teacher doubts their labels.
-        """
-        ranks, triggered = self.entropy_map, self.split.triggered
-        weight = functional.corner_weight(
-            ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
-        )
-        teacher, doubt = self.teacher, None
-        if config.doubt_labels:
-            given = labels[triggered]
-            # A clean-label attack's samples are poisoned, but their labels are right.
-            denied = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
-            doubt = weight.clone()
-            doubt[triggered] = torch.maximum(
-                weight[triggered], self.poison_probability[triggered] * denied
-            )
-            # Slow poison is not in the corner.
-            slow = [found.label for found in self.poison_estimate.classes if found.slow]
-            weight = torch.where(torch.isin(labels, labels.new_tensor(slow)), doubt, weight)
-            teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
-        return SampleTable(
-            labels=labels,
-            clean=self.split.clean,
-            triggered=triggered,
-            triggered_weight=weight,
-            guidance_weight=doubt,
-            teacher=teacher,
+            calibration=config.calibration,
         )
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -213,13 +184,15 @@ class ScanResult:
                 "teachers": asdict(self.teachers),
                 "poison_estimate": self.poison_estimate.as_dict(),
                 "warnings": self.warnings,
-                "model_skill": self.model_skill,
+                "class_knowledge": self.class_knowledge,
                 "bad": {str(index): reason for index, reason in self.bad.items()},
             },
         )
 
     @classmethod
-    def load(cls, folder: Path, identity: Mapping[str, Any]) -> ScanResult:
+    def load(
+        cls, folder: Path, identity: Mapping[str, Any], calibration: Calibration
+    ) -> ScanResult:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -241,12 +214,13 @@ class ScanResult:
             poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
             bad={int(index): reason for index, reason in stored["bad"].items()},
             warnings=stored["warnings"],
-            model_skill=stored["model_skill"],
+            class_knowledge=stored["class_knowledge"],
+            calibration=calibration,
         )
 
 
 def _teacher_of(
-    clip: StoredLogits, verdicts: Sequence[LabelScores], wanted: Int[Tensor, "k"]
+    clip: StoredLogits, scores: Sequence[LabelScores], wanted: Int[Tensor, "k"]
 ) -> Float[Tensor, "k classes"]:
     """Some samples' logits; of several CLIPs those of the one that contradicts the label most.
 
@@ -256,7 +230,7 @@ def _teacher_of(
     if len(members) == 1:
         return clip.rows(wanted)
     each = torch.stack([one.rows(wanted).float().log_softmax(dim=1) for one in members])
-    chosen = torch.stack([verdict.score[wanted] for verdict in verdicts]).argmax(dim=0)
+    chosen = torch.stack([one_scores.score[wanted] for one_scores in scores]).argmax(dim=0)
     return each[chosen, torch.arange(len(wanted))]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.functional import Split
-from cgd_wrap.split.suspicion import SURE, UNLIKELY, Suspicion
+from cgd_wrap.split.suspicion import Suspicion
 
 
 def revised(
@@ -23,29 +23,32 @@ def revised(
     poison_cut: float | None,
     auto: bool = False,
 ) -> Split:
-    """Let a class' suspicion decide on its samples near the thresholds.
+    """Let the suspicion decide on the samples near the thresholds.
 
-    In unsuspected classes, flagged samples with ``clip_rank (1 - suspicious_rank)`` up to the cut
-    are clean. In suspected ones, clean samples that are likelier than ``poison_cut`` to be poisoned
-    are mixed; but for a quarter, those farthest from the corner (of slow classes: those that CLIP
-    denies least). Triggered samples that CLIP contradicts come back only if some other class is
-    suspected: where none is, there may be an attack that the suspicious model was too slow for.
+    - In classes that aren't suspected, flagged samples with ``clip_rank (1 - suspicious_rank)`` up
+      to ``corner_cut`` become clean. Triggered samples that CLIP contradicts do so only if some
+      class is suspected: where none is, there may be an attack that the suspicious model was too
+      slow to learn.
+    - In suspected classes, clean samples that are likelier poisoned than ``poison_cut`` become
+      mixed. The quarter of the class' clean samples that lies farthest from the corner stays; where
+      the poison is found by CLIP alone, the quarter that CLIP rejects least.
+    - With ``auto``, what is surely poisoned in a suspected class becomes triggered, however much
+      that is, and mixed samples that are hardly poisoned become clean.
 
     Args:
-        split: by the thresholds.
+        split: by the thresholds alone.
         labels: given labels.
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
-        suspicious_rank: the same under the suspicious model.
-        suspicion: of the same samples.
-        corner_cut: in [0, 1]; None takes nothing back.
-        poison_cut: in [0, 1]; None drops nothing.
-        auto: also let the probability decide how much of a suspected class is
-            triggered, however much that is: what is likelier than SURE is, and mixed samples
-            that are less likely than UNLIKELY are clean.
+        suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
+        suspicion: of the same samples; its calibration says what is sure and what unlikely.
+        corner_cut: in [0, 1]; None takes no sample back.
+        poison_cut: in [0, 1]; None drops no sample.
+        auto: let the probability of poison decide what is triggered in suspected classes.
     """
     suspected, probability = suspicion.suspected, suspicion.probability_at_most
+    calibration = suspicion.calibration
     corner, aimed_at = clip_rank * (1 - suspicious_rank), suspected[labels]
-    place = torch.where(suspicion.slow[labels], clip_rank, corner)
+    place = torch.where(suspicion.found_by_clip_alone[labels], clip_rank, corner)
     back, out, more = (torch.zeros_like(split.clean) for _ in range(3))
     if corner_cut is not None:
         explained = (clip_rank <= 0.5) | suspected.any()
@@ -56,11 +59,11 @@ def revised(
         for label in suspected.nonzero().squeeze(1):
             passed = (split.clean & (labels == label)).nonzero().squeeze(1)
             if len(passed):
-                quarter = place[passed].kthvalue(math.ceil(len(passed) / 4)).values
-                out[passed] &= place[passed] > quarter
+                kept = math.ceil(len(passed) * calibration.always_clean)
+                out[passed] &= place[passed] > place[passed].kthvalue(kept).values
     if auto:
-        more = aimed_at & (probability > SURE) & (split.mixed | out)
-        back |= split.mixed & aimed_at & (probability < UNLIKELY)
+        more = aimed_at & (probability > calibration.sure_of_poison) & (split.mixed | out)
+        back |= split.mixed & aimed_at & (probability < calibration.unlikely_poison)
     return Split(
         clean=(split.clean | back) & ~out,
         triggered=(split.triggered & ~back) | more,

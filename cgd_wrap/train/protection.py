@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.exposure import Exposure
@@ -35,7 +37,7 @@ class Protection:
     @cached_property
     def table(self) -> SampleTable:
         """What the loss knows of each sample; every loss shares it."""
-        return self.result.table(self.labels, self.config)
+        return sample_table(self.result, self.labels, self.config)
 
     @property
     def epoch_indices(self) -> EpochIndices:
@@ -66,12 +68,12 @@ class Protection:
         )  # fmt: skip
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
-        """Wrap a criterion, with guidance by as much as CLIP is trusted."""
-        trust = self.result.trust if self.config.guidance_by_agreement else 1.0
+        """Wrap a criterion; the guidance counts as much as CLIP has earned by its agreement."""
+        share = self.result.guidance_share if self.config.guidance_by_agreement else 1.0
         assert self.config.guidance_weight is not None
-        config = self.config.replace(guidance_weight=self.config.guidance_weight * trust)
-        share = clean_share(self.table, self.epoch_indices.of(0))
-        return CGDLoss(self.table, share, config, criterion)
+        config = self.config.replace(guidance_weight=self.config.guidance_weight * share)
+        clean = clean_share(self.table, self.epoch_indices.of(0))
+        return CGDLoss(self.table, clean, config, criterion)
 
 
 def repeats(count: int, size: int, share: float) -> int:
@@ -80,3 +82,38 @@ def repeats(count: int, size: int, share: float) -> int:
     At least once, and at most MOST_REPEATS times: so few images are soon known by heart.
     """
     return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)
+
+
+def sample_table(result: ScanResult, labels: Int[Tensor, "n"], config: CGDConfig) -> SampleTable:
+    """What the loss needs to know of each sample.
+
+    Args:
+        result: of the scan.
+        labels: given labels.
+        config: how triggered samples are weighed, and whether the teacher doubts their labels.
+    """
+    ranks, triggered, teacher = result.entropy_map, result.split.triggered, result.teacher
+    weight = functional.corner_weight(
+        ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
+    )
+    doubt = None
+    if config.doubt_labels:
+        given = labels[triggered]
+        # A clean-label attack's samples are poisoned, but their labels are right.
+        rejected = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
+        doubt = weight.clone()
+        doubt[triggered] = torch.maximum(
+            weight[triggered], result.poison_probability[triggered] * rejected
+        )
+        # Poison that only CLIP finds is not in the corner.
+        found = [one.label for one in result.poison_estimate.classes if one.found_by_clip_alone]
+        weight = torch.where(torch.isin(labels, labels.new_tensor(found)), doubt, weight)
+        teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
+    return SampleTable(
+        labels=labels,
+        clean=result.split.clean,
+        triggered=triggered,
+        triggered_weight=weight,
+        guidance_weight=doubt,
+        teacher=teacher,
+    )

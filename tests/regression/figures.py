@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,8 @@ def figures_of(guard: CGDGuard) -> dict[str, Any]:
     found |= {f"split.{n}": digest(t) for n, t in vars(guard.split).items()}
     found |= {
         "counts": guard.split.counts(), "suspected": guard.suspected_classes,
-        "estimate": guard.poison_estimate.as_dict(), "warnings": result.warnings,
-        "agreement": result.agreement, "skill": result.model_skill,
+        "estimate": [guard.poison_estimate.rate, *map(astuple, guard.poison_estimate.classes)], "warnings": result.warnings,
+        "agreement": result.agreement, "trained": result.trained,
         "held_out": digest(result.held_out), "teacher": digest(result.teacher),
         "probability": digest(result.poison_probability),
         "epochs": [digest(guard.epoch_indices(seed=s).shuffled(e)) for s in (0, 1) for e in (0, 7)],

@@ -1,0 +1,262 @@
+"""The thresholds that were chosen by looking at data, with the data and the margins they leave.
+
+The suspicion, the warnings about CLIP, the measure of what a model knows, and the share that CLIP
+has in the guidance all compare a figure of a scan with a number. Each of these numbers stands here
+once, with its unit and with what was seen on both sides of it: the highest figure of honest classes
+and the lowest of poisoned ones. ``docs/calibration.md`` is made from this module, and
+``tests/config/test_calibration.py`` computes the figures anew from ``tests/stored_scans``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SUSPICION, WARNINGS, KNOWLEDGE, GUIDANCE = "suspicion", "warnings", "knowledge", "guidance"
+PARTS = {
+    SUSPICION: "Which classes an attack seems to aim at",
+    WARNINGS: "When CLIP is not to be trusted",
+    KNOWLEDGE: "Whether the model is repaired or trained from scratch",
+    GUIDANCE: "How far CLIP teaches",
+}
+STORED = "tests/stored_scans"  # CIFAR-10, 20,000 images, a tiny CLIP
+TABLES = "examples/results/table.md"  # CIFAR-10 and 20 classes of it, CLIPs of 48 to 84%
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Everything about a threshold but its name.
+
+    Attributes:
+        value: the threshold.
+        part: one of ``PARTS``.
+        unit: what it is a number of.
+        text: what it decides, in whole sentences.
+        data: where the two figures were seen.
+        honest: highest figure in honest classes (or on honest data), or None where not measured.
+        poisoned: lowest figure in classes whose poison this threshold finds (or on data that
+            deserve the warning), or None where not measured.
+        measure: name under which ``tests/config/test_calibration.py`` computes the figure, or "".
+    """
+
+    value: float
+    part: str
+    unit: str
+    text: str
+    data: str = ""
+    honest: float | None = None
+    poisoned: float | None = None
+    measure: str = ""
+
+
+def threshold(value: float, part: str, unit: str, text: str, **facts: Any) -> Any:
+    """A dataclass field with its :class:`Threshold`; the arguments are the Threshold's."""
+    found = Threshold(value, part, unit, " ".join(text.split()), **facts)
+    return dataclasses.field(default=value, metadata={"threshold": found})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Every threshold that was chosen by looking at data.
+
+    A result that was saved under other numbers is refused by name when it is loaded. Each field's
+    meaning is in its :class:`Threshold`, and in ``docs/calibration.md``.
+    """
+
+    # --- which classes an attack seems to aim at ---
+    evidence_needed: float = threshold(
+        3.0, SUSPICION, "standard errors",
+        "Evidence above which a class is suspected.",
+    )  # fmt: skip
+    corner_power: float = threshold(
+        4.0, SUSPICION, "exponent",
+        """Power of ``clip_rank (1 - suspicious_rank)`` that a triggered sample adds to the
+        suspicion of its class.""",
+    )  # fmt: skip
+    chance_suspicion: float = threshold(
+        0.026, SUSPICION, "mean weight of a class' samples",
+        """Suspicion that an honest class may have. It is that of a class whose two ranks are
+        independent, at sigma_triggered=0.1: 2 a / 5 - a^2 with a = (1 - 0.9^5) / 5. What is hard
+        for one model is hard for the other, too, so that honest classes stay below.""",
+        data=TABLES, honest=0.006, poisoned=0.035,
+    )  # fmt: skip
+    outstanding_suspicion: float = threshold(
+        0.013, SUSPICION, "mean weight of a class' samples",
+        """The same for a class that stands out from the others by outstanding_times. Half of
+        chance_suspicion.""",
+        data=TABLES, honest=0.006, poisoned=0.035,
+    )  # fmt: skip
+    outstanding_times: float = threshold(
+        3.0, SUSPICION, "times the classes' median", "From here on a class' suspicion stands out."
+    )
+    far_corner: float = threshold(
+        0.9, SUSPICION, "clip_rank (1 - suspicious_rank)",
+        "Beyond this lies the far corner of the map, where both signs are at their strongest.",
+    )  # fmt: skip
+    far_corner_share: float = threshold(
+        0.001, SUSPICION, "share of a class",
+        "Share of an honest class that may lie in the far corner.",
+        data=TABLES, honest=0.0005, poisoned=0.0045,
+    )  # fmt: skip
+    far_corner_times: float = threshold(
+        3.0, SUSPICION, "times the other classes' share",
+        "How much more of an honest class may lie in the far corner than of the others together.",
+    )  # fmt: skip
+    far_corner_most: float = threshold(
+        0.02, SUSPICION, "share of a class",
+        """Whatever the others have, no honest class has more than this in the far corner: an
+        attack may aim at all classes.""",
+    )  # fmt: skip
+    flat_rejection: float = threshold(
+        0.99, SUSPICION, "clip_rank", "Beyond this, CLIP rejects a label flatly."
+    )
+    rejected_share: float = threshold(
+        0.025, SUSPICION, "share of a class",
+        "Share of an honest class that CLIP may reject flatly.",
+        data=TABLES, honest=0.024, poisoned=0.048,
+    )  # fmt: skip
+    rejected_times: float = threshold(
+        2.5, SUSPICION, "times the next class' share",
+        """How much more of an honest class may be rejected flatly than of the class that comes
+        next.""",
+        data=TABLES, honest=1.4, poisoned=5.0,
+    )  # fmt: skip
+    rejection_power: float = threshold(
+        8.0, SUSPICION, "exponent",
+        """Power of clip_rank by which poison is told from honest samples where it is found by CLIP
+        alone; honest samples have ranks all over.""",
+    )  # fmt: skip
+    known_by_rank: float = threshold(
+        0.2, SUSPICION, "share of a class",
+        """From this share of a class in the better half of clip_rank, CLIP knows the class well
+        enough for its rejection to mean something. Under a wrong name it was less.""",
+        data=TABLES, honest=0.15, poisoned=None,
+    )  # fmt: skip
+    sure_of_poison: float = threshold(
+        0.9, SUSPICION, "probability of poison", "Above this, a sample is taken for poisoned."
+    )
+    unlikely_poison: float = threshold(
+        0.05, SUSPICION, "probability of poison", "Below this, a mixed sample is taken for clean."
+    )
+    always_clean: float = threshold(
+        0.25, SUSPICION, "share of a class' clean samples",
+        """The samples of a suspected class that lie farthest from the corner stay clean, whatever
+        their probability: otherwise nothing would teach the class.""",
+    )  # fmt: skip
+    # --- when CLIP is not to be trusted ---
+    least_agreement: float = threshold(
+        0.2, WARNINGS, "of the way from chance to all labels",
+        """CLIP that agrees with fewer labels than this can't tell wrong ones from right ones.""",
+    )  # fmt: skip
+    never_named: float = threshold(
+        0.05, WARNINGS, "share of a class", "Below this, CLIP almost never gives a class its name."
+    )
+    rarely_named: float = threshold(
+        0.1, WARNINGS, "times the median of the known classes' hits",
+        "Below this number of hits, a class that is almost never named is unknown to CLIP.",
+    )  # fmt: skip
+    doubtful_name: float = threshold(
+        1 / 3, WARNINGS, "share of a class",
+        "Classes that get their name less often are looked at for swapped names.",
+    )  # fmt: skip
+    swapped_name: float = threshold(
+        0.3, WARNINGS, "share of a class",
+        "From here on, another class' name that is given instead may be the swapped one.",
+    )  # fmt: skip
+    swapped_times: float = threshold(
+        2.0, WARNINGS, "times as often as its own name",
+        "From here on, another class' name that is given instead may be the swapped one.",
+    )  # fmt: skip
+    known_by_name: float = threshold(
+        0.3, WARNINGS, "share of a class",
+        "From this share that gets its own name, CLIP may be said to know a class.",
+    )  # fmt: skip
+    fewest_named: float = threshold(
+        30, WARNINGS, "samples", "Of fewer samples, a class' shares say little."
+    )
+    greedy_times: float = threshold(
+        3.0, WARNINGS, "times as often as labelled", "Above this, a name is given too often."
+    )
+    greedy_excess: float = threshold(
+        0.02, WARNINGS, "share of all samples",
+        "A name that is given too often exceeds its labels by this, too.",
+    )  # fmt: skip
+    discord: float = threshold(
+        0.05, WARNINGS, "share of all samples",
+        "How much less than by independent errors two honest CLIPs may agree with each other.",
+    )  # fmt: skip
+    class_gap: float = threshold(
+        0.4, WARNINGS, "difference of two CLIPs' shares of a class",
+        "From here on, either one CLIP doesn't know the class, or the other vouches for poison.",
+    )  # fmt: skip
+    unusual_gap: float = threshold(
+        0.3, WARNINGS, "difference of two CLIPs' shares of a class",
+        "The same gap, beyond the one that the two CLIPs have on all classes.",
+    )  # fmt: skip
+    vouches: float = threshold(
+        0.6, WARNINGS, "share of the samples that look poisoned",
+        "From here on, a CLIP that takes them for their label may share the attacker's backdoor.",
+    )  # fmt: skip
+    contradicts: float = threshold(
+        0.3, WARNINGS, "share of the samples that look poisoned",
+        "Up to here, another CLIP contradicts their label, so that the two can be compared.",
+    )  # fmt: skip
+    group_apart: float = threshold(
+        0.9, WARNINGS, "area under the ROC curve",
+        """How well a group of CLIP's own features tells fast samples from slow ones, from which
+        the CLIP may itself be backdoored. A CLIP that had learned BadNets at 1% came to 0.80, and
+        is missed.""",
+        data=TABLES, honest=0.84, poisoned=0.98,
+    )  # fmt: skip
+    fewest_grouped: float = threshold(
+        60, WARNINGS, "samples", "Of fewer samples, two groups of features say little."
+    )
+    # --- whether the model is repaired or trained from scratch ---
+    least_knowledge: float = threshold(
+        0.15, KNOWLEDGE, "balanced accuracy, from chance (0) to perfect (1)",
+        "From here on, a model knows the classes already, and is repaired.",
+    )  # fmt: skip
+    # --- how far CLIP teaches ---
+    no_guidance: float = threshold(
+        0.4, GUIDANCE, "agreement with honest labels, from chance (0) to all (1)",
+        """Up to here, CLIP doesn't teach. On CIFAR-10 under BadNets at 10%, a CLIP of 48% zero-shot
+        accuracy came to 75.3% clean and 63.7% robust accuracy with guidance_weight=4, and to
+        76.3 and 69.8% with 0.25.""",
+    )  # fmt: skip
+    full_guidance: float = threshold(
+        0.7, GUIDANCE, "agreement with honest labels, from chance (0) to all (1)",
+        """From here on, CLIP teaches with the full guidance_weight. A CLIP of 57% came to 75.3 and
+        69.9% with 4, and to 76.1 and 69.4% with 1.5; one of 83% to 76.8 and 77.2% with 4.""",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
+        ]
+        if wrong:
+            raise ValueError(f"Calibration: {', '.join(wrong)} must be numbers of 0 or more")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """The default thresholds with some changed.
+
+        Raises:
+            ValueError: some names are no thresholds; they are named.
+        """
+        known = thresholds()
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown thresholds {unknown}; they are {sorted(known)}")
+        return cls(**values)
+
+
+def thresholds() -> dict[str, Threshold]:
+    """Every threshold by name, in the order of the fields."""
+    return {one.name: one.metadata["threshold"] for one in dataclasses.fields(Calibration)}
+
+
+DEFAULT = Calibration()
