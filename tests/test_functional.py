@@ -16,13 +16,17 @@ from cgd_wrap.split.entropy_map import EntropyMap
 
 
 def canonical(rank: Tensor, score: Tensor) -> Tensor:
-    """Ranks sorted within each group of equal scores, whose order NumPy leaves to the processor."""
-    result = rank.clone()
-    for value in score[torch.unique(score, return_inverse=True, return_counts=True)[2][
-        torch.unique(score, return_inverse=True)[1]
-    ] > 1].unique():  # fmt: skip
-        group = (score == value).nonzero().squeeze(1)
-        result[group] = rank[group].sort().values
+    """Ranks sorted within each group of equal scores, whose order NumPy leaves to the processor.
+
+    So does the last bit of a float32 softmax: scores within four roundings of 1 count as equal.
+    """
+    order = score.argsort(stable=True)
+    ascending = score[order]
+    apart = ascending.diff() > 2.0**-21 * ascending[1:].clamp(min=1)
+    group = torch.cat([torch.zeros(1, dtype=torch.bool), apart]).cumsum(0)
+    result = torch.empty_like(rank)
+    for members in order.split(torch.bincount(group).tolist()):
+        result[members] = rank[members].sort().values
     return result
 
 
