@@ -12,10 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+TESTS = Path(__file__).parent
+
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread each, as under torchrun: on a CPU, bits may depend on the number of threads."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    """One thread each, as under torchrun: on a CPU, bits may depend on the number of threads.
+
+    The tests' helpers can be imported.
+    """
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    one_thread = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **one_thread, "PYTHONPATH": path, **more}
 
 
 def free_port() -> str:

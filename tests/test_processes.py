@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from guarded_run import ByColour, Pictures, network
-from launching import call_in_two, free_port, run_python, start_python
+from launching import TESTS, call_in_two, free_port, run_python, start_python
 from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config.settings import REPAIRED
 
-SCRIPT = str(Path(__file__).with_name("guarded_run.py"))
+SCRIPT = str(TESTS / "guarded_run.py")
 
 
 def launch(processes: int, cache: Path, *options: str) -> None:
