@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filled_store import filled
+from launching import start_python
 
 from cgd_wrap.files import write_atomically
 
@@ -36,7 +35,7 @@ import sys
 from pathlib import Path
 from cgd_wrap.files import write_atomically
 path, byte = Path(sys.argv[1]), sys.argv[2].encode()
-print("ready", flush=True)
+Path(sys.argv[3]).touch()
 while True:
     write_atomically(path, byte * (1 << 22))
 """
@@ -44,15 +43,11 @@ while True:
 
 def test_a_killed_writer_leaves_the_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "00000.safetensors"
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), byte], stdout=subprocess.PIPE, text=True
-        )
-        for byte in "ab"  # two of them at once
-    ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
+    ready = [tmp_path / "ready a", tmp_path / "ready b"]  # two of them at once
+    writers = [start_python("-c", WRITER, str(path), file.name[-1], str(file)) for file in ready]
+    while not all(file.exists() for file in ready):
+        assert all(writer.poll() is None for writer in writers), "a writer has failed"
+        time.sleep(0.01)
     time.sleep(0.2)
     for writer in writers:
         writer.send_signal(signal.SIGKILL)

@@ -7,14 +7,12 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from attack_record import WRITTEN, write_split, write_tree
-from launching import environment
+from launching import environment, start_python
 
 from cgd_wrap.backdoorbench import (
     clean_images,
@@ -41,11 +39,11 @@ def genuine(tmp_path_factory):
     return tree
 
 
-def run(script, arguments, tree):
-    return subprocess.run(
-        [sys.executable, "-W", "error", script, *arguments],
-        cwd=tree, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+def run(script, arguments, tree, *, fresh=False):
+    """The return code, what it printed, and its errors; warnings are some."""
+    process = start_python("-W", "error", script, *arguments, folder=tree, fresh=fresh)
+    printed, errors = process.communicate(timeout=120)
+    return process.returncode, printed, errors
 
 
 def test_a_genuine_result_is_read_as_its_maker_checked_it(genuine):
@@ -82,8 +80,8 @@ def test_the_script_runs_in_the_tree_of_a_genuine_result(genuine):
         "--epochs", "1", "--batch_size", "64", "--num_workers", "0", "--clip", CLIP,
         "--progress", "False", "--pin_memory", "True",
     ]  # fmt: skip
-    done = run("defense/cgd.py", arguments, genuine)
-    assert done.returncode == 0, done.stderr
+    code, _, errors = run("defense/cgd.py", arguments, genuine, fresh=True)
+    assert code == 0, errors
     folder = genuine / "record" / "badnet_small"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found >= WRITTEN
@@ -166,9 +164,10 @@ def test_the_launcher_gives_a_script_the_clean_split(tmp_path, monkeypatch):
     shutil.copy(INTEGRATION / "split_clean.py", tmp_path)
     path = f"{Path(__file__).parent}{os.pathsep}{environment()['PYTHONPATH']}"
     monkeypatch.setenv("PYTHONPATH", path)
-    done = run("split_clean.py", ["--defense", "fp", "--result_file", "badnet"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
+    options = ["--defense", "fp", "--result_file", "badnet"]
+    code, printed, errors = run("split_clean.py", options, tmp_path)
+    assert code == 0, errors
+    got = json.loads(printed)
     assert got == {"labels": [3, 0, 0, 3], "ratio": 1.0, "infinite": True}
-    refused = run("split_clean.py", ["--defense", "fp", "--ratio=0.05"], tmp_path)
-    assert "['--ratio'] choose from truly clean data" in refused.stderr
+    _, _, errors = run("split_clean.py", ["--defense", "fp", "--ratio=0.05"], tmp_path)
+    assert "['--ratio'] choose from truly clean data" in errors

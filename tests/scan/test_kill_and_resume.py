@@ -8,7 +8,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
-from launching import TESTS, start_python
+from launching import TESTS, WarmProcess, start_python
 
 from cgd_wrap.files import read_json
 from cgd_wrap.scan.store import UnitStore
@@ -18,8 +18,8 @@ UNITS = 4
 ROWS = str((UNITS - 1) * 1024 + 60)
 
 
-def start(cache: Path, *options: str) -> Popen[str]:
-    return start_python(SCRIPT, str(cache), "--rows", ROWS, *options)
+def start(cache: Path, *options: str, fresh: bool = False) -> Popen[str] | WarmProcess:
+    return start_python(SCRIPT, str(cache), "--rows", ROWS, *options, fresh=fresh)
 
 
 def entered(folder: Path) -> dict[str, int]:
@@ -27,7 +27,7 @@ def entered(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in sorted(folder.glob("0*.json"))}
 
 
-def stop_at(process: Popen[str], folder: Path, units: int, how: int) -> str:
+def stop_at(process: Popen[str] | WarmProcess, folder: Path, units: int, how: int) -> str:
     """Send a signal in the middle of the unit after these."""
     while len(entered(folder)) < units:
         assert process.poll() is None, process.communicate()[1]
@@ -45,8 +45,8 @@ def content(cache: Path) -> dict[str, bytes]:
     }
 
 
-def finish(cache: Path) -> None:
-    process = start(cache)
+def finish(cache: Path, *, fresh: bool = False) -> None:
+    process = start(cache, fresh=fresh)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
 
@@ -54,7 +54,7 @@ def finish(cache: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     cache = tmp_path_factory.mktemp("uninterrupted")
-    finish(cache)
+    finish(cache, fresh=True)  # sets have another order there
     return content(cache)
 
 
