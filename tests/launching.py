@@ -21,7 +21,7 @@ from typing import IO, NoReturn
 
 TESTS = Path(__file__).parent
 SERVER = "CGD_TESTS_SERVER"  # the variable that names the folder of the server in use
-ALWAYS = ("accelerate", "cgd_wrap", "datasets", "open_clip", "timm", "torchvision")
+ALWAYS = ("accelerate", "cgd_wrap", "datasets", "open_clip", "timm", "torch._dynamo", "torchvision")
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def test_drill_prints_figures_and_writes_them(folder, capsys, own_test_images):
     file = folder / "new" / "drill.json"
     more = ["--test-images", str(folder / "images")] if own_test_images else []
     options = ["--attack", "blended", "--rate", "0.2", "--target", "1", "--json", str(file)]
+    options += ["--image-size", "48"]
     assert cli.main(arguments("drill", folder, *options, *more)) == 0
     printed = capsys.readouterr().out
     assert "clean-trained network" in printed

@@ -76,7 +76,8 @@ class Run:
         losses: that it gave.
         untagged: batches without tags that it met in training.
         evaluation_loss: by the host's own evaluation after training, nats.
-        streams: random streams before the guard is put in, after that, and after training.
+        streams: random streams before the scan, before the guard is put in, after that, and after
+            training.
     """
 
     network: nn.Module
@@ -266,11 +267,12 @@ HOSTS: dict[str, Callable[[Run], None]] = {
 
 def run_in(host: str, folder: Path, *, guarded: bool = True, epochs: int = 2, **config: Any) -> Run:
     """Train the small network in a host, from the same weights."""
+    streams = [random_streams()]
     data = Samples(*poisoned_data(), as_dicts=host == "transformers")
     network, guard = tiny_net(), None
     if guarded:
         settings: CGDConfig = quick_config(seed=SEED, **config)
         guard = CGDGuard(network, data, clip=TintReader(), config=settings, progress=False).scan()
-    run = Run(network, data, guard, folder, epochs)
+    run = Run(network, data, guard, folder, epochs, streams=streams)
     HOSTS[host](run)
     return run

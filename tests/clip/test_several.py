@@ -156,7 +156,7 @@ def exposed() -> CGDGuard:
 
 def test_a_backdoored_clip_alone_vouches_for_the_poison_and_a_second_one_exposes_it(exposed):
     poison = (torch.arange(MANY) % 10 == 0) & (torch.arange(MANY) % 3 > 0)
-    alone = guard_of(Backdoored(), many()).scan()
+    alone = guard_of(Backdoored(), many(), suspicious=Victim()).scan()
     assert alone.split.clean[poison].all()
     assert alone.result.warnings == []
     assert exposed.split.triggered[poison].all()

@@ -12,8 +12,8 @@ from cgd_wrap.drill import Recipe
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo that runs in seconds: the same code on fewer pictures."""
-    monkeypatch.setattr(run, "TRAIN_SIZE", 600)
-    monkeypatch.setattr(run, "TEST_SIZE", 200)
+    monkeypatch.setattr(run, "TRAIN_SIZE", 300)
+    monkeypatch.setattr(run, "TEST_SIZE", 100)
     monkeypatch.setattr(run, "RECIPE", Recipe(epochs=2, batch_size=64, widths=(4, 8, 16, 32)))
 
 
