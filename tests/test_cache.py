@@ -262,7 +262,7 @@ def test_waiting_does_not_take_a_damaged_unit(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from cgd_wrap.cache import write_atomically
+from cgd_wrap.files import write_atomically
 path, byte = Path(sys.argv[1]), sys.argv[2].encode()
 print("ready", flush=True)
 while True:

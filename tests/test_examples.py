@@ -40,6 +40,7 @@ TOOLS = {
     "device_batches",
     "image_data",
     "reproduce",
+    "store_scan",
     "tables",
     "tiny_clip_images",
     "train_tiny_clip",

@@ -113,7 +113,7 @@ class FittedAttack(Attack):
             dataset: what is poisoned later: raw PIL images and integer labels, no transform.
             cache_dir: where the result is kept, one safetensors file, and read the next time.
             network: the surrogate, untrained, on the device to compute on; it is left as it is.
-                By default :func:`cgd_wrap.demo.network.small_resnet`, on a GPU if there is one.
+                By default :func:`small_resnet`, on a GPU if there is one.
             transform: makes the network's input from a batch [B, 3, S, S] of pixels in [0, 1],
                 differentiable; by default ``2 x - 1``. S is the images' usual side, 16 to 64.
             progress: draw progress bars.

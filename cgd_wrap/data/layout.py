@@ -248,14 +248,19 @@ def _outline(sample: Any) -> str:
     return "(" + ", ".join(describe(value) for value in sample) + ")"
 
 
-def check_same_length(dataset: Any, other: Any, name: str) -> None:
-    """Refuse a second view of the dataset that can't have the same samples.
+def check_same_length(dataset: Any, **others: Any) -> None:
+    """Refuse other views of the dataset that can't have the same samples.
+
+    Args:
+        dataset: the user's.
+        others: further views by the name of the argument that gave them, or None.
 
     Raises:
         DatasetError: the lengths differ.
     """
-    if other is not None and len(other) != len(dataset):
-        raise DatasetError(
-            f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
-            "same samples in the same order"
-        )
+    for name, other in others.items():
+        if other is not None and len(other) != len(dataset):
+            raise DatasetError(
+                f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
+                "same samples in the same order"
+            )

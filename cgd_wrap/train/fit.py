@@ -17,6 +17,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.train.loss import CGDLoss
+from cgd_wrap.train.protection import Protection
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
@@ -52,6 +53,43 @@ class EpochRecord:
     def as_dict(self) -> dict[str, float | int | None]:
         """The record as JSON values."""
         return asdict(self)
+
+
+def fit_guarded(
+    model: nn.Module,
+    protection: Protection,
+    accelerator: Accelerator | None,
+    *,
+    stopping: CleanAccuracyStopping | None = None,
+    num_workers: int = 0,
+    on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """:func:`fit` on what a scan hands on, with a loader made for it.
+
+    Args:
+        model: image batch -> logits; trained in place.
+        protection: samples, loss and configuration.
+        accelerator: device, processes, mixed precision. None: one of the configuration's precision.
+        stopping: as for :func:`fit`.
+        num_workers: of the loader.
+        on_epoch: as for :func:`fit`.
+        progress: draw a bar on the main process.
+    """
+    from accelerate import Accelerator
+
+    config, dataset = protection.config, protection.dataset
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
+    batch_size = max(1, config.batch_size // accelerator.num_processes)
+    plain: DataLoader[Any] = DataLoader(
+        dataset.base, batch_size=batch_size, num_workers=num_workers
+    )
+    loader, criterion = protection.protect(plain, None, config.epochs)
+    return fit(
+        model, loader, criterion, config, accelerator, stopping=stopping,
+        image_key=dataset.layout.image, label_key=dataset.layout.label,
+        on_epoch=on_epoch, progress=progress,
+    )  # fmt: skip
 
 
 def fit(

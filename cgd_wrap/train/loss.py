@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.functional import LossTerms, Normalisers, cgd_loss_terms
 from cgd_wrap.processes import is_distributed
+from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
+from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,32 @@ class CGDLoss(nn.Module):
         self.last_terms: LossTerms | None = None
         self.untagged_batches = 0
         self._steps = 0
+
+    @classmethod
+    def for_result(
+        cls,
+        result: ScanResult,
+        criterion: Criterion | None = None,
+        config: CGDConfig | None = None,
+        *,
+        table: SampleTable | None = None,
+    ) -> CGDLoss:
+        """The loss of a scanned data set: ``CGDLoss.for_result(guard.result, criterion)``.
+
+        Args:
+            result: of the scan. Its guidance share multiplies the guidance weight where the
+                configuration says so.
+            criterion: of the user's loop. Default: cross entropy.
+            config: of the training. Default: ``CGDConfig()``.
+            table: of the same result and configuration. Default: made here.
+        """
+        config = (config or CGDConfig()).decided(trained=result.trained)
+        table = table or SampleTable.for_result(result, config)
+        earned = result.guidance_share if config.guidance_by_agreement else 1.0
+        assert config.guidance_weight is not None
+        config = config.replace(guidance_weight=config.guidance_weight * earned)
+        epochs = EpochIndices.for_result(result, config, table)
+        return cls(table, clean_share(table, epochs.of(0)), config, criterion)
 
     def forward(
         self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]

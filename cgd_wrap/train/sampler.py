@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.exposure import Exposure, unpack
+from cgd_wrap.train.tags import SampleTable
+
+MOST_REPEATS = 5  # of a sample, in an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,30 @@ class EpochIndices:
     seed: int = 0
     exposure: Exposure | None = None
     run: int | None = None
+
+    @classmethod
+    def for_result(
+        cls, result: ScanResult, config: CGDConfig, table: SampleTable | None = None
+    ) -> EpochIndices:
+        """The epochs of a training on a scanned data set.
+
+        Args:
+            result: of the scan.
+            config: of the training; what depends on the model is decided by the result.
+            table: of the same result and configuration. Default: made here.
+        """
+        split, config = result.split, config.decided(trained=result.trained)
+        table = table or SampleTable.for_result(result, config)
+        poison = split.triggered & (result.poison_probability > 0.5)
+        times = (split.triggered | (split.mixed & config.keep_mixed)).long()
+        times[poison] = repeats(int(poison.sum()), len(poison), config.poison_oversampling)
+        return cls(
+            labels=result.labels,
+            clean=split.clean & ~result.held_out,
+            times=times,
+            seed=config.seed,
+            exposure=_exposure(table, config),
+        )
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
@@ -74,6 +104,28 @@ class EpochIndices:
         return torch.Generator().manual_seed(int(mixed[0]))
 
 
+def _exposure(table: SampleTable, config: CGDConfig) -> Exposure | None:
+    """What the configuration says of exposure; None where it asks for none."""
+    if not config.exposure_rate or not config.exposure_strength:
+        return None
+    assert config.early_exposure is not None
+    weight = table.tensors["triggered_weight"] * table.tensors["triggered"]
+    return Exposure(
+        weight=weight,
+        rate=config.exposure_rate, strength=config.exposure_strength,
+        epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
+        tone=config.tone_exposure,
+    )  # fmt: skip
+
+
+def repeats(count: int, size: int, share: float) -> int:
+    """How often each of ``count`` samples has to appear to be about a share of ``size``.
+
+    At least once, and at most MOST_REPEATS times: a few images are soon known by heart.
+    """
+    return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)
+
+
 class BalancedSampler(Sampler[int]):
     """Yields an epoch of indices into the guarded dataset, shuffled; exposed ones as ``Draw``.
 
@@ -102,6 +154,19 @@ class BalancedSampler(Sampler[int]):
         self.epochs = epochs
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
         self.epoch = 0
+
+    @classmethod
+    def for_result(
+        cls, result: ScanResult, config: CGDConfig | None = None, **sharding: Any
+    ) -> BalancedSampler:
+        """The sampler of a scanned data set: ``BalancedSampler.for_result(guard.result)``.
+
+        Args:
+            result: of the scan.
+            config: of the training. Default: ``CGDConfig()``.
+            sharding: ``num_replicas``, ``rank`` and ``drop_last``.
+        """
+        return cls(EpochIndices.for_result(result, config or CGDConfig()), **sharding)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.epochs), self.num_replicas)

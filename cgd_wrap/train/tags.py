@@ -13,6 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.split.result import ScanResult
+
 # Bit 40 marks a tag; bit 31 makes one that was cut to int32 negative, which every loss refuses.
 TAG = (1 << 40) | (1 << 31)
 
@@ -75,6 +79,41 @@ class SampleTable:
             "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
         }
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+
+    @classmethod
+    def for_result(cls, result: ScanResult, config: CGDConfig) -> SampleTable:
+        """The table of a scanned data set.
+
+        Args:
+            result: of the scan.
+            config: how triggered samples are weighed, and whether the teacher doubts their labels.
+        """
+        labels = result.labels
+        ranks, triggered, teacher = result.entropy_map, result.split.triggered, result.teacher
+        weight = functional.corner_weight(
+            ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
+        )
+        doubt = None
+        if config.doubt_labels:
+            given = labels[triggered]
+            # A clean-label attack's samples are poisoned, but their labels are right.
+            rejected = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
+            doubt = weight.clone()
+            doubt[triggered] = torch.maximum(
+                weight[triggered], result.poison_probability[triggered] * rejected
+            )
+            # Poison that only CLIP finds is not in the corner.
+            found = [one.label for one in result.poison_estimate.classes if one.found_by_clip_alone]
+            weight = torch.where(torch.isin(labels, labels.new_tensor(found)), doubt, weight)
+            teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
+        return cls(
+            labels=labels,
+            clean=result.split.clean,
+            triggered=triggered,
+            triggered_weight=weight,
+            guidance_weight=doubt,
+            teacher=teacher,
+        )
 
     @property
     def num_classes(self) -> int:

@@ -181,7 +181,7 @@ def test_a_part_of_the_split_is_drawn_without_putting_back(tmp_path):
 # loader and of the head of its scripts.
 HOST = """
 import torch
-from cgd_wrap.adapters.backdoorbench.result import read_attack_result
+from cgd_wrap.backdoorbench.result import read_attack_result
 from test_backdoorbench_scripts import loaded
 
 

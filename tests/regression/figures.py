@@ -135,7 +135,8 @@ def figures_of(guard: CGDGuard) -> dict[str, Any]:
     found |= {f"split.{n}": digest(t) for n, t in vars(guard.split).items()}
     found |= {
         "counts": guard.split.counts(), "suspected": guard.suspected_classes,
-        "estimate": [guard.poison_estimate.rate, *map(astuple, guard.poison_estimate.classes)], "warnings": result.warnings,
+        "estimate": [guard.poison_estimate.rate, *map(astuple, guard.poison_estimate.classes)],
+        "warnings": result.warnings,
         "agreement": result.agreement, "trained": result.trained,
         "held_out": digest(result.held_out), "teacher": digest(result.teacher),
         "probability": digest(result.poison_probability),

@@ -353,7 +353,7 @@ def test_class_names_are_checked_together():
 
 def test_importing_brings_no_host():
     code = (
-        "import sys, cgd_wrap.views, cgd_wrap.views.labels\n"
+        "import sys, cgd_wrap.data, cgd_wrap.data.labels\n"
         "import cgd_wrap.data.class_names, cgd_wrap.data.fingerprint\n"
         "hosts = ['torchvision', 'timm', 'datasets', 'open_clip', 'transformers', 'matplotlib']\n"
         "print([h for h in hosts if h in sys.modules])"

@@ -1,0 +1,28 @@
+"""A cache folder for guards that were given none: temporary, and the same on every process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from cgd_wrap.processes import Runtime
+
+
+class TemporaryCache:
+    """Makes temporary folders; each is removed when the next is made, or with this object."""
+
+    def __init__(self) -> None:
+        self._removal: weakref.finalize[Any, Any] | None = None  # removes the folder when called
+
+    def folder(self, runtime: Runtime) -> Path:
+        """A new folder, the same on every process; all of them must call this."""
+        if self._removal is not None:
+            self._removal()
+        if not runtime.is_main:
+            return Path(runtime.share(""))
+        folder = tempfile.mkdtemp(prefix="cgd-wrap-")
+        self._removal = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(runtime.share(folder))
