@@ -104,9 +104,8 @@ class CGDGuard:
         self.model, self.clip, self.suspicious = model, clip, suspicious
         self.config = config or CGDConfig()
         check_clips(clip, self.config)
-        self.accelerator = accelerator
+        self.accelerator, self.num_workers, self.progress = accelerator, num_workers, progress
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.num_workers, self.progress = num_workers, progress
         self.base = dataset
         self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
         self.class_names, self.targets = names_and_labels(

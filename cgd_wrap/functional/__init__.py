@@ -9,6 +9,7 @@ from __future__ import annotations
 from cgd_wrap.functional.loss import (
     LossTerms,
     Normalisers,
+    SampleWeights,
     cgd_loss,
     cgd_loss_terms,
     doubted_teacher,
@@ -28,6 +29,7 @@ from cgd_wrap.functional.split import Split, balanced_indices, corner_weight, sp
 __all__ = [
     "LossTerms",
     "Normalisers",
+    "SampleWeights",
     "Split",
     "auroc",
     "balanced_indices",

@@ -41,6 +41,13 @@ class Normalisers(NamedTuple):
         return cls(clean.sum(), guidance.sum(), unlearning.sum())
 
 
+class SampleWeights(NamedTuple):
+    """What each triggered sample of a batch counts in two parts of the loss; None: 1 for each."""
+
+    guidance: Float[Tensor, "b"] | None = None
+    unlearning: Float[Tensor, "b"] | None = None
+
+
 def cgd_loss_terms(
     outputs: Float[Tensor, "b classes"],
     labels: Int[Tensor, "b"],
@@ -52,14 +59,13 @@ def cgd_loss_terms(
     beta: float,
     temperature: float,
     epsilon: float = 1e-6,
-    triggered_weight: Float[Tensor, "b"] | None = None,
-    guidance_weight: Float[Tensor, "b"] | None = None,
+    weights: SampleWeights | None = None,
     clean_nll: Float[Tensor, "b"] | None = None,
     normalisers: Normalisers | None = None,
 ) -> LossTerms:
     """The parts of :func:`cgd_loss`, whose arguments it shares, and three more.
 
-    ``guidance_weight`` is to the guidance what ``triggered_weight`` is to the unlearning;
+    ``weights`` say what each triggered sample counts in guidance and unlearning, 1 by default;
     ``clean_nll`` is a loss per sample in place of the cross entropy, such as a smoothed one;
     ``normalisers`` are divisors in place of the batch's own counts (see ``CGDLoss``).
     """
@@ -68,7 +74,7 @@ def cgd_loss_terms(
         clean_nll = F.cross_entropy(outputs, labels, reduction="none")
     pull, push = (
         triggered.float() if weight is None else triggered * weight.float()
-        for weight in (guidance_weight, triggered_weight)
+        for weight in weights or SampleWeights()
     )
     if normalisers is None:
         normalisers = Normalisers.of_batch(clean.float(), pull, push)
@@ -134,7 +140,7 @@ def cgd_loss(
     return cgd_loss_terms(
         outputs, labels, clip_logits, clean, triggered,
         alpha=alpha, beta=beta, temperature=temperature, epsilon=epsilon,
-        triggered_weight=triggered_weight,
+        weights=SampleWeights(unlearning=triggered_weight),
     ).total  # fmt: skip
 
 

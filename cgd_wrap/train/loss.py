@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.functional import LossTerms, Normalisers, cgd_loss_terms
+from cgd_wrap.functional import LossTerms, Normalisers, SampleWeights, cgd_loss_terms
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
@@ -146,7 +146,7 @@ class CGDLoss(nn.Module):
                 outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
                 alpha=alpha, beta=beta,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
-                triggered_weight=push, guidance_weight=pull,
+                weights=SampleWeights(guidance=pull, unlearning=push),
                 clean_nll=self._per_sample(outputs, labels),
                 normalisers=self._normalisers(
                     tagged, clean * by_class[labels], pull, push, by_class,
