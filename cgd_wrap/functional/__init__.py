@@ -1,6 +1,6 @@
 """The formulas of CGD as pure functions over tensors.
 
-The classes of this package hold state and call these. Symbols are those of the paper
+The classes of ``cgd_wrap`` hold state and call these functions. Symbols are those of the paper
 (arXiv 2507.05113); NLL stands for the negative log-likelihood of the given label, in nats.
 """
 
