@@ -1,4 +1,4 @@
-"""What a dataset is labelled with: the names of its classes, and the label of each sample."""
+"""Reading a dataset's class names and labels together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cgd_wrap.data.layout import SampleLayout
 def names_and_labels(
     dataset: Any, layout: SampleLayout, class_names: Sequence[str] | None, *, record_bad: bool
 ) -> tuple[list[str], Int[Tensor, "n"]]:
-    """The names of a dataset's classes, and its labels.
+    """Read the names of a dataset's classes, and the label of each sample.
 
     Args:
-        dataset: the user's.
-        layout: where the label stands in a sample.
-        class_names: given names, or None.
-        record_bad: give unreadable samples label 0 instead of raising. Where a label can't be had
-            without its image, any label does for a bad sample.
+        dataset: the user's dataset.
+        layout: where a sample holds its label.
+        class_names: names that the user gave, or None.
+        record_bad: give unreadable samples label 0 instead of raising an error. Where a label can't
+            be read without the image, any label does for a bad sample.
 
     Raises:
         DatasetError: labels or class names are unusable, or don't fit each other.
