@@ -1,4 +1,4 @@
-"""What a guard scans: the user's data set and model, and the three views of the images."""
+"""The data set and the models of a scan, and the three views of the images."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspici
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A data set with its labels, the model that is trained on it, and who judges the labels.
+    """A data set with its labels, the model that is trained on it, and the judges of the labels.
 
     Attributes:
         model: the user's classifier.
         dataset: the user's dataset.
-        layout: where its samples hold image and label.
-        class_names: in the order of the labels.
+        layout: where a sample of the dataset holds image and label.
+        class_names: names of the classes, in the order of the labels.
         labels: given labels, int64 [N].
-        clip: as for :class:`CGDGuard`.
+        clip: as for :class:`~cgd_wrap.guard.CGDGuard`.
         clip_dataset: the same samples as raw images, or None.
         eval_dataset_view: the same samples as the model is evaluated on them, or None.
-        suspicious: a suspicious model, the path of its checkpoint, or None.
+        suspicious: a suspicious model, the path of a suspicious model's checkpoint, or None.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class Subject:
         return RawImages(self.clip_dataset, find_layout(self.clip_dataset))
 
     def evaluated_view(self) -> tuple[Any, SampleLayout]:
-        """What the model is evaluated on, ``eval_dataset_view`` or the dataset, and its layout."""
+        """Data set that the model is evaluated on, and where its samples hold image and label."""
         view = self.eval_dataset_view
         return (self.dataset, self.layout) if view is None else (view, find_layout(view))
 
@@ -75,11 +75,11 @@ class Subject:
         }
 
     def input_shape(self, raw: RawImages) -> tuple[int, int, int]:
-        """Shape [C, H, W] of what the model takes, once its outputs have been checked.
+        """Find the shape [C, H, W] of the model's inputs, and check the number of its outputs.
 
         Raises:
-            ValueError: the model, or the given suspicious one, doesn't fit the classes.
-            TypeError: it doesn't return logits.
+            ValueError: the model, or the given suspicious model, doesn't fit the classes.
+            TypeError: one of the two models doesn't return logits.
         """
         shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
         for model in (self.model, self.suspicious_model()):
@@ -88,7 +88,7 @@ class Subject:
         return shape
 
     def suspicious_model(self) -> nn.Module | None:
-        """The given suspicious model, read from its checkpoint where it is a path."""
+        """The suspicious model that the user gave, loaded if the user gave a path; else None."""
         if isinstance(self.suspicious, (str, Path)):
             return load_checkpoint(self.model, self.suspicious)
         return None if self.suspicious is None else unwrapped(self.suspicious)
@@ -99,8 +99,8 @@ class Subject:
         """Score every sample by CLIP and by the suspicious model.
 
         Args:
-            raw: of :meth:`raw_view`.
-            shape: of :meth:`input_shape`.
+            raw: the images, from :meth:`raw_view`.
+            shape: shape of the model's inputs, from :meth:`input_shape`.
             options: cache, device and configuration.
         """
         clip = clip_pass(self.clip, self.class_names, raw, options)
@@ -126,14 +126,16 @@ class Subject:
         seed: int,
         progress: bool,
     ) -> float:
-        """How well the main process' model knows the classes: only that one may be loaded.
+        """Measure how well the model knows the classes, on the main process for all processes.
+
+        Other processes may not have loaded the model's weights.
 
         Args:
-            raw: of :meth:`raw_view`.
-            shape: of :meth:`input_shape`.
+            raw: the images, from :meth:`raw_view`.
+            shape: shape of the model's inputs, from :meth:`input_shape`.
             clean: samples whose labels are to be trusted.
-            runtime: device and processes; the answer is the same on all of these.
-            seed: of the choice of samples.
+            runtime: device and processes; all processes get the same answer.
+            seed: seed of the choice of samples.
             progress: draw a progress bar.
         """
         found = 0.0

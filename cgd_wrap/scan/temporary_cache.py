@@ -1,4 +1,4 @@
-"""A cache folder for guards that were given none: temporary, and the same on every process."""
+"""Temporary cache folders, for guards without a ``cache_dir``; all processes share a folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cgd_wrap.processes import Runtime
 
 
 class TemporaryCache:
-    """Makes temporary folders; each is removed when the next is made, or with this object."""
+    """Makes temporary folders; a folder is removed with this object, or when another is made."""
 
     def __init__(self) -> None:
         self._removal: weakref.finalize[Any, Any] | None = None  # removes the folder when called
 
     def folder(self, runtime: Runtime) -> Path:
-        """A new folder, the same on every process; all of them must call this."""
+        """Make a new folder, the same on every process; all processes must call this method."""
         if self._removal is not None:
             self._removal()
         if not runtime.is_main:
