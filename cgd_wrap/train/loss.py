@@ -36,13 +36,13 @@ class CGDLoss(nn.Module):
 
     Tagged samples get :func:`functional.cgd_loss`, with the criterion's own options (label
     smoothing, class weights) in its clean part. Ordinary targets, as in evaluation loops, get the
-    criterion itself. Computed in fp32 whatever the outputs are. In a checkpoint it goes by the
-    criterion's own names, so that guarded and unguarded modules load each other's.
+    criterion itself. The loss is computed in fp32, whatever type the outputs have. In a checkpoint
+    the criterion's tensors keep the names that they have without the guard.
 
     Args:
         table: what is known of each sample.
-        share: what part of the stream that is trained on is a clean sample of each class, as
-            :func:`clean_share` says; what ``normalise_by="expectation"`` expects.
+        share: by class, the share of an epoch that is a clean sample of the class, as
+            :func:`clean_share` says. ``normalise_by="expectation"`` divides by it.
         config: weights and temperature of the loss; weights of None are those for a trained model.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
@@ -64,9 +64,9 @@ class CGDLoss(nn.Module):
         self.table, self.share, self.config = table, share, config.decided(trained=True)
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
         self._prefix = ""
-        self.register_state_dict_post_hook(_as_the_criterions)
-        self.register_load_state_dict_pre_hook(_as_ours)
-        self.register_load_state_dict_post_hook(_told_as_the_criterions)
+        self.register_state_dict_post_hook(_leave_out_criterion)
+        self.register_load_state_dict_pre_hook(_put_in_criterion)
+        self.register_load_state_dict_post_hook(_name_faults_without_criterion)
         self.last_terms: LossTerms | None = None
         self.untagged_batches = 0
         self._steps = 0
@@ -212,24 +212,28 @@ class CGDLoss(nn.Module):
         return loss
 
 
-def _as_the_criterions(
+# The criterion lies in the loss as ``criterion``. In a checkpoint, its tensors go by the names that
+# they would have without the guard, so that guarded and unguarded modules load each other's.
+
+
+def _leave_out_criterion(
     loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Name what was saved as the criterion alone does."""
+    """After saving: take ``criterion.`` out of the names of the saved tensors."""
     inner = f"{prefix}criterion."
     saved = {name: state.pop(name) for name in list(state) if name.startswith(inner)}
     state.update({prefix + name.removeprefix(inner): value for name, value in saved.items()})
 
 
-def _as_ours(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-    """Name what is loaded as the module that holds the criterion does."""
+def _put_in_criterion(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: put ``criterion.`` into the names of the given tensors."""
     loss._prefix, inner = prefix, f"{prefix}criterion."
     given = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
     state.update({inner + name.removeprefix(prefix): value for name, value in given.items()})
 
 
-def _told_as_the_criterions(loss: CGDLoss, incompatible: Any) -> None:
-    """Name what is missing or unexpected as the criterion alone does."""
+def _name_faults_without_criterion(loss: CGDLoss, incompatible: Any) -> None:
+    """After loading: take ``criterion.`` out of the names of missing and unexpected tensors."""
     prefix, inner = loss._prefix, f"{loss._prefix}criterion."
     for names in incompatible:
         names[:] = [prefix + n.removeprefix(inner) if n.startswith(inner) else n for n in names]
