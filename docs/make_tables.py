@@ -22,8 +22,8 @@ def settings_page() -> str:
         "# Settings", "", MADE, "",
         "Every field of `CGDConfig`, by the stage that reads it. `CGDConfig()` holds the defaults,",
         "`CGDConfig.paper()` the numbers of the authors' code (those in the last column, and the",
-        "default where there is none). `guard.fit(...)` takes the settings of the stages marked with",
-        "*fit*: the others concern the scan and the split, which are made by then.", "",
+        "default where there is none). `guard.fit(...)` takes the settings of the stages marked",
+        "with *fit*: the others concern the scan and the split, which are made by then.", "",
         "Where the default is *by model*, `guard.scan()` decides: the first number is for a model",
         "that knows the classes and is repaired, the second for one that is trained from scratch.",
     ]  # fmt: skip
