@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import textwrap
 from pathlib import Path
@@ -66,3 +67,13 @@ def test_the_readme_holds_the_test_command() -> None:
     found = re.search(r"<!-- test command -->\n```bash\n(.+)\n```", text)  # as .ci/run reads it
     assert found
     assert found[1].startswith("python3 -m venv .venv && ")
+
+
+def test_the_pages_made_from_the_code_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path, text in module.pages():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/make_tables.py"
