@@ -12,6 +12,8 @@ from torch import Tensor
 with jaxtyping.install_import_hook("cgd_wrap", "typechecking.checked"):
     import cgd_wrap  # noqa: F401
 
+from launching import warm_server
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -21,6 +23,14 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"needs {path} beside the repository, which is not part of it")
     return found
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of warm processes for all; workers of xdist find it by their environment."""
+    if not hasattr(config, "workerinput"):
+        server = warm_server()
+        server.__enter__()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
 
 
 @pytest.fixture

@@ -24,13 +24,13 @@ FIGURES = r"clean accuracy (\d+\.\d)%, attack success rate (\d+\.\d)%"
 FOUND = r"(\d+\.\d)% of the poison is in the triggered split, (\d+\.\d)% is left in the clean one"
 # Example -> options that make it quick, and what it prints at the end.
 QUICK = {
-    "quickstart": ("--size 600 --epochs 1", FIGURES),
-    "hf_trainer": ("--size 2000 --epochs 1 --out {out}", FIGURES),
-    "timm_finetune": ("--size 600 --epochs 1", FIGURES),
-    "accelerate_ddp": ("--size 600 --epochs 1", FIGURES),
-    "lightning_module": ("--size 1000 --epochs 1", FIGURES),
-    "audit_only": ("--size 600 --attack blended --out {out}", FOUND),
-    "own_clip": ("--size 600", FOUND),
+    "quickstart": ("--size 300 --epochs 1", FIGURES),
+    "hf_trainer": ("--size 300 --epochs 1 --out {out}", FIGURES),
+    "timm_finetune": ("--size 300 --epochs 1", FIGURES),
+    "accelerate_ddp": ("--size 300 --epochs 1", FIGURES),
+    "lightning_module": ("--size 300 --epochs 1", FIGURES),
+    "audit_only": ("--size 300 --attack blended --out {out}", FOUND),
+    "own_clip": ("--size 300", FOUND),
 }
 TRAINING = [name for name, (_, printed) in QUICK.items() if printed == FIGURES]
 TOOLS = {
@@ -48,15 +48,22 @@ TOOLS = {
 MOST_LINES = 60
 
 
-def run(name: str, options: str, folder: Path, processes: int = 0) -> str:
+HOSTS = {"hf_trainer": ["transformers.trainer"], "lightning_module": ["lightning.pytorch"]}
+
+
+def run(name: str, options: str, folder: Path, processes: int = 0, fresh: bool = False) -> str:
     command = [str(EXAMPLES / f"{name}.py"), *options.replace("{out}", str(folder)).split()]
-    return run_python(*command, processes=processes, folder=folder, timeout=900)
+    return run_python(
+        *command, processes=processes, folder=folder, timeout=900, fresh=fresh,
+        imports=HOSTS.get(name, ()),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_an_example_runs(name, tmp_path):
     options, printed = QUICK[name]
-    assert re.search(printed, run(name, options, tmp_path))
+    # All start afresh in the slow test below, this one always.
+    assert re.search(printed, run(name, options, tmp_path, fresh=name == "quickstart"))
     assert name != "audit_only" or (tmp_path / "report" / "report.html").is_file()
 
 
@@ -71,7 +78,7 @@ def test_the_accelerate_example_runs_on_two_processes(tmp_path):
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_guarded_example_does_not_learn_the_backdoor(name, tmp_path):
     def figures(*options: str) -> tuple[float, float]:
-        printed = re.search(FIGURES, run(name, " ".join(options), tmp_path))
+        printed = re.search(FIGURES, run(name, " ".join(options), tmp_path, fresh=True))
         assert printed
         return float(printed[1]), float(printed[2])
 

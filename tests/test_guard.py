@@ -619,7 +619,8 @@ def test_importing_it_imports_no_host():
         "transformers", "timm", "lightning", "pytorch_lightning", "accelerate", "datasets",
         "torchvision", "matplotlib", "jinja2", "open_clip", "scipy", "pandas",
     )  # fmt: skip
-    code = f"import sys, cgd_wrap; print([m for m in {foreign} if m in sys.modules])"
+    ours = "cgd_wrap, cgd_wrap.data.class_names, cgd_wrap.data.fingerprint, cgd_wrap.data.labels"
+    code = f"import sys, {ours}; print([m for m in {foreign} if m in sys.modules])"
     root = Path(cgd_wrap.__file__).parents[1]
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True

@@ -11,19 +11,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DataLoaderConfiguration
+from launching import leave
+from tiny_data import NAMES, TintReader, quick_config, tensors
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # of the tests' data
-from launching import leave
-from tiny_data import NAMES, TintReader, quick_config, tensors
 from user_loop import tags_of
 
 from cgd_wrap import CGDGuard

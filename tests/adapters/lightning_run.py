@@ -6,12 +6,8 @@ Apart from the tests, as two processes start from one that has imported this and
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
 
 import torch
 from lightning.pytorch import LightningModule, Trainer

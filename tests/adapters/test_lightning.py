@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import run_python, told_without
+from launching import run_python
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_run import SEED, SHARDINGS, Classifier, Samples, guard_of, trainer_of
+from missing import told_without
 from tiny_data import quick_config, reads_of
 from torch import nn
 from torch.utils.data import DataLoader
@@ -215,7 +216,8 @@ def test_checkpoints_with_class_weights_go_from_guarded_to_unguarded_and_back(tm
 def test_two_processes_deal_the_samples_between_them(tmp_path):
     # In a process of its own: a process that has used OpenMP can't fork.
     code = f"import lightning_run; lightning_run.two_processes({str(tmp_path)!r})"
-    run_python("-c", code, folder=Path(__file__).parent, timeout=200)
+    here = Path(__file__).parent
+    run_python("-c", code, folder=here, timeout=200, imports=["lightning.pytorch"])
     for name in SHARDINGS:
         outcome = torch.load(tmp_path / f"{name}.pt")
         repeated = outcome["read"] - outcome["expected"]
@@ -295,6 +297,8 @@ def test_the_older_package_name_works_too():
     assert {"cgd_clean", "cgd_held_out_accuracy"} <= set(trainer.callback_metrics)
 
 
-def test_without_lightning_the_install_command_is_told():
-    told = told_without(["lightning", "pytorch_lightning"], "cgd_wrap.adapters.lightning")
+def test_without_lightning_the_install_command_is_told(monkeypatch):
+    told = told_without(
+        monkeypatch, ["lightning", "pytorch_lightning"], "cgd_wrap.adapters.lightning"
+    )
     assert "pip install 'cgd-wrap[lightning]'" in told

@@ -5,7 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from launching import call_in_two, told_without
+from launching import call_in_two
+from missing import told_without
 from tiny_data import NAMES, SIZE, as_tensor, pictures, quick_config, reads_of
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -289,7 +290,7 @@ def test_a_resumed_run_draws_what_the_whole_one_would(tmp_path, workers):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    call_in_two(one_of_two, tmp_path)
+    call_in_two(one_of_two, tmp_path, imports=["transformers.trainer"])
     alone = outcome_of_run(tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     drawn = torch.tensor(first["drawn"] + second["drawn"])
@@ -441,6 +442,6 @@ def test_copies_of_the_count_for_data_parallel_are_undone(tmp_path):
     torch.testing.assert_close(parallel.take_sums() * 2, alone.take_sums())
 
 
-def test_without_transformers_the_install_command_is_told():
-    told = told_without(["transformers"], "cgd_wrap.adapters.transformers")
+def test_without_transformers_the_install_command_is_told(monkeypatch):
+    told = told_without(monkeypatch, ["transformers"], "cgd_wrap.adapters.transformers")
     assert "pip install 'cgd-wrap[transformers]'" in told

@@ -6,11 +6,8 @@ Apart from the tests, as two processes start from one that has imported this and
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
 
 import torch
 from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net

@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from cgd_wrap.attacks.cosine import cosine_basis
 from cgd_wrap.attacks.ctrl import CTRL
 
 Make = Callable[..., Any]
@@ -46,13 +43,6 @@ def transformed(plane: np.ndarray) -> np.ndarray:
 
 def grey(side: int = 32, level: int = 128) -> Image.Image:
     return Image.new("RGB", (side, side), (level,) * 3)
-
-
-@given(bands=st.integers(1, 40), extra=st.integers(0, 30))
-def test_the_basis_is_orthonormal(bands: int, extra: int) -> None:
-    basis = cosine_basis(bands, bands + extra)
-    assert np.abs(basis @ basis.T - np.eye(bands)).max() < 1e-9
-    assert np.ptp(basis[0]) == 0
 
 
 @pytest.mark.parametrize("bands", [(15, 31), (3,), (0, 7, 20)])

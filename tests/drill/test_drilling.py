@@ -18,7 +18,6 @@ from cgd_wrap.attacks import BadNets, LabelConsistent
 from cgd_wrap.demo.painting import CLASSES
 from cgd_wrap.demo.run import CLIP, to_tensor
 from cgd_wrap.demo.shapes import ShapesDataset
-from cgd_wrap.drill import train_classifier
 from cgd_wrap.drill.drilling import TEST_SHARE
 from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import DatasetError
@@ -148,26 +147,3 @@ def test_an_unknown_attack_names_the_known_ones():
 def test_a_target_that_does_not_exist_is_refused_before_any_training():
     with pytest.raises(DatasetError, match="target class 10 does not exist"):
         guard_of().drill(BadNets(target=10), train=lambda model, data: pytest.fail("trained"))
-
-
-def test_the_ordinary_training_learns_and_leaves_the_streams():
-    items = [(torch.full((3, 8, 8), i % 3 - 1.0) + torch.randn(3, 8, 8), i % 3) for i in range(90)]
-    model, state = small_resnet(3, (8, 8, 8, 8)), torch.get_rng_state()
-    recipe = Recipe(epochs=30, batch_size=32)
-    train_classifier(model, Items(items), recipe, seed=0, title="", progress=False)
-    assert torch.equal(torch.get_rng_state(), state)
-    with torch.no_grad():
-        hits = [int(model(image[None]).argmax()) == label for image, label in items]
-    assert sum(hits) > 75
-
-
-def test_pictures_of_any_size_and_mode_become_inputs():
-    from cgd_wrap.drill.pictures import ToInput
-
-    grey = Image.fromarray(np.arange(150, dtype=np.uint8).reshape(10, 15))
-    assert ToInput((8, 16))(grey.convert("RGB")).shape == (3, 8, 16)
-    steady = ToInput((10, 15), channels=1)(grey)
-    assert torch.equal(steady[0], torch.from_numpy(np.array(grey)) / 127.5 - 1)
-    moved = {ToInput((10, 15), 1, moved_by=2)(grey).numpy().tobytes() for _ in range(20)}
-    assert len(moved) > 3  # one pixel each way: nine places
-    assert len(moved) <= 9

@@ -1,0 +1,167 @@
+"""Suspected classes, and what they let back into the clean split."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from made_up_maps import (
+    ENOUGH,
+    PER_CLASS,
+    attacked_map,
+    denied_map,
+    honest_map,
+    names,
+    partly_fast_map,
+    suspects,
+    suspicion_of,
+)
+
+from cgd_wrap.config.calibration import DEFAULT
+from cgd_wrap.functional import corner_weight, split_by_rank
+from cgd_wrap.split.estimate import estimate_poison
+from cgd_wrap.split.suspicion import (
+    evidence_of_rejection,
+    probability_of_poison,
+)
+
+AT_THE_TIP, CHANCE = DEFAULT.far_corner_share, DEFAULT.chance_suspicion
+DENIED = DEFAULT.rejected_share
+POWER, TIP = DEFAULT.corner_power, DEFAULT.far_corner
+
+
+def test_independent_ranks_are_at_chance_and_not_suspected():
+    ranks = torch.rand(2, 200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    triggered = split_by_rank(*ranks).triggered
+    assert float((corner_weight(*ranks, power=POWER) * triggered).mean()) == pytest.approx(
+        CHANCE, rel=0.05
+    )
+    assert names(suspects(torch.zeros(200_000, dtype=torch.int64), *ranks)) == []
+
+
+def test_classes_whose_ranks_are_independent_are_not_suspected():
+    ranks = torch.rand(2, 10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert int((ranks[0] * (1 - ranks[1]) > TIP).sum()) > 30
+    for number in (2, 10, 20):
+        assert names(suspects(torch.arange(10_000) % number, *ranks)) == []
+
+
+def test_few_samples_at_the_tip_are_enough():
+    assert names(suspects(*honest_map())) == []
+    labels, clip_rank, suspicious_rank = honest_map()
+    poison = (labels == 4).nonzero().squeeze(1)[:8]
+    clip_rank[poison], suspicious_rank[poison] = 0.98, 0.02
+    triggered = split_by_rank(clip_rank, suspicious_rank).triggered
+    weight = corner_weight(clip_rank, suspicious_rank, power=POWER) * triggered
+    assert float(weight[labels == 4].sum()) / PER_CLASS < CHANCE
+    assert names(suspects(labels, clip_rank, suspicious_rank)) == [4]
+
+
+def far_from_the_tip(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A class that was learned early as a whole; CLIP contradicts so many of its labels."""
+    labels, clip_rank, suspicious_rank = honest_map()
+    members = (labels == 4).nonzero().squeeze(1)
+    clip_rank[members] = 0.3
+    clip_rank[members[:count]] = torch.linspace(0.6, 0.95, count, dtype=torch.float64)
+    suspicious_rank[members] = torch.linspace(0.05, 0.15, len(members), dtype=torch.float64)
+    triggered = split_by_rank(clip_rank, suspicious_rank).triggered
+    weight = corner_weight(clip_rank, suspicious_rank, power=POWER) * triggered
+    assert float(weight[labels == 4].sum()) / PER_CLASS > 2 * CHANCE
+    corner = clip_rank * (1 - suspicious_rank)
+    assert int((corner[members] > TIP).sum()) <= AT_THE_TIP * PER_CLASS
+    return labels, clip_rank, suspicious_rank
+
+
+def test_a_class_that_clip_knows_needs_no_sample_at_the_tip():
+    assert names(suspects(*far_from_the_tip(round(0.6 * PER_CLASS)))) == [4]
+
+
+def test_a_class_that_clip_does_not_know_does():
+    assert names(suspects(*far_from_the_tip(round(0.9 * PER_CLASS)))) == []
+
+
+def test_a_single_sample_in_the_corner_is_no_evidence():
+    ranks = torch.tensor([[1.0, 0.2, 0.4, 0.6, 0.8], [0.05, 0.2, 0.4, 0.6, 0.8]]).double()
+    assert names(suspects(torch.tensor([0, 0, 1, 1, 1]), *ranks)) == []
+
+
+def test_unreadable_samples_count_for_nothing():
+    labels, clip_rank, suspicious_rank = attacked_map(200)
+    clip_rank[labels == 4] = suspicious_rank[labels == 4] = math.nan
+    assert names(suspects(labels, clip_rank, suspicious_rank)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_honest_data_has_no_suspects(seed):
+    assert names(suspects(*honest_map(seed))) == []
+
+
+@pytest.mark.parametrize("count", [50, 200, 800])
+def test_the_target_is_suspected(count):
+    assert names(suspects(*attacked_map(count))) == [4]
+
+
+def test_an_attack_on_every_class_is_suspected_in_every_class():
+    assert names(suspects(*attacked_map(100, tuple(range(10))))) == list(range(10))
+
+
+@pytest.mark.parametrize("count", [100, 300])
+def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
+    given = denied_map(count)
+    assert names(suspects(*given)) == []
+    suspicion = suspicion_of(*given)
+    assert names(suspicion.suspected) == [4]
+    members = suspicion.probability[given[0] == 4]
+    assert float(members[:count].mean()) > 0.85
+    assert 0.8 * count < float(members.sum()) < 2 * count
+    assert not bool(suspicion.probability[given[0] != 4].any())
+    estimate = estimate_poison(given[0], suspicion, given[1].isfinite())
+    assert [(found.label, found.found_by_clip_alone) for found in estimate.classes] == [(4, True)]
+
+
+def test_what_is_suspected_for_its_corner_is_judged_by_that():
+    given = denied_map(60, rank=0.02)
+    suspected = suspects(*given)
+    assert names(suspected) == [4] == names(evidence_of_rejection(*given[:2]) > ENOUGH)
+    assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
+
+
+def test_poison_that_was_learned_fast_in_part_is_told_by_clips_denial():
+    given = partly_fast_map()
+    suspected = suspects(*given)
+    assert names(suspected) == [4]
+    suspicion, members = suspicion_of(*given), given[0] == 4
+    assert names(suspicion.found_by_clip_alone) == [4]
+    by_corner = probability_of_poison(*given, suspected)
+    assert int((by_corner[members][:400] > 0.5).sum()) < 200
+    assert int((suspicion.probability[members][:400] > 0.5).sum()) > 350
+    assert float(suspicion.probability.sum()) == pytest.approx(400, rel=0.2)
+    either = torch.maximum(suspicion.probability, by_corner)
+    assert torch.equal(suspicion.probability_at_most, either)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clip_denies_no_honest_class_more_than_it_may(seed):
+    assert names(suspicion_of(*honest_map(seed)).suspected) == []
+
+
+def test_a_class_that_clip_finds_hard_is_not_denied():
+    labels, clip_rank, _ = denied_map(round(DENIED * PER_CLASS))
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
+    labels, clip_rank, _ = denied_map(60)
+    next_one = (labels == 5).nonzero().squeeze(1)[:30]
+    clip_rank[next_one] = 0.995
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
+
+
+def test_a_class_that_clip_does_not_know_is_not_denied():
+    labels, clip_rank, _ = denied_map(100)
+    members = (labels == 4).nonzero().squeeze(1)[100:]
+    clip_rank[members] = torch.linspace(0.4, 0.98, len(members), dtype=torch.float64)
+    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
+
+
+def test_one_class_alone_has_none_to_stand_out_from():
+    ranks = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert names(evidence_of_rejection(torch.zeros(1000, dtype=torch.int64), ranks) > ENOUGH) == []
