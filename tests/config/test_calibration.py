@@ -127,7 +127,7 @@ def test_a_threshold_lies_between_what_it_says_was_seen(name: str) -> None:
 
 
 def test_what_clip_knows_is_mostly_told_from_wrongly_named_classes() -> None:
-    """Enough of each poisoned target is in the better half, of three of four swapped classes not."""
+    """Enough of each poisoned target is in the better half, but of one of four swapped classes."""
     one = thresholds()["known_by_rank"]
     targets = [float(better_half(s)[s.target]) for s in scans() if s.target is not None]
     (swapped,) = (scan for scan in scans() if scan.name == SWAPPED)
