@@ -66,7 +66,10 @@ def calibration_page() -> str:
         "threshold finds. `tests/config/test_calibration.py` computes both anew from the scans in",
         "`tests/stored_scans`, which `examples/store_scan.py` made: CIFAR-10, its first 20,000",
         "training images, clean (under right and under swapped class names) and under attacks, by",
-        "a tiny CLIP that was trained on the next 20,000. Each file holds its command.",
+        "a tiny CLIP that was trained on the next 20,000. Each file holds its command; the CLIP's is", "",
+        "    python examples/train_tiny_clip.py --data DATA --train-range 20000:40000 \\",
+        "        --tower resnet10t --image-size 64 --epochs 8 --batch 256 --corrupt 0.3 --half --fp32 \\",
+        "        --out cifar_clip",
         "", "A scan that was saved under other thresholds is refused when it is loaded, by name.",
     ]  # fmt: skip
     for part, title in PARTS.items():
