@@ -10,21 +10,39 @@
 
 from __future__ import annotations
 
-from cgd_wrap import functional
+from cgd_wrap import functional, moved
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.errors import (
+    BadSampleError,
+    CacheMismatchError,
+    CGDError,
+    ClipLoadError,
+    DatasetError,
+    MissingExtraError,
+    ScanIncompleteError,
+)
 from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.sampler import BalancedSampler
 
+moved.answer_old_imports()
+
 __version__ = "0.1.0"
 __all__ = [
+    "BadSampleError",
     "BalancedSampler",
     "CGDConfig",
+    "CGDError",
     "CGDGuard",
     "CGDLoss",
+    "CacheMismatchError",
+    "ClipLoadError",
+    "DatasetError",
     "EntropyMap",
+    "MissingExtraError",
+    "ScanIncompleteError",
     "Split",
     "functional",
 ]

@@ -1,4 +1,4 @@
-"""The exceptions that users may want to catch. All derive from :class:`CGDError`."""
+"""The exceptions that users may want to catch, all derived from :class:`CGDError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 class CGDError(Exception):
-    """Base class of everything that this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose."""
 
 
 class DatasetError(CGDError, ValueError):
@@ -18,7 +18,7 @@ class BadSampleError(DatasetError):
 
     Attributes:
         index: position of the sample in the user's dataset.
-        path: its file, where the dataset knows it.
+        path: file of the sample, or None where the dataset doesn't know the file.
         reason: short code, such as ``"truncated"`` or ``"not_image"``.
     """
 
@@ -35,7 +35,7 @@ class BadSampleError(DatasetError):
 
 
 class CacheMismatchError(CGDError, RuntimeError):
-    """A cache folder was written for something else.
+    """A cache folder was written for other data or settings.
 
     Attributes:
         fields: name of each field that differs -> (value in the cache, value now).
@@ -50,7 +50,7 @@ class ScanIncompleteError(CGDError, RuntimeError):
     """Some units of a scan were not delivered by the process that owns them.
 
     Attributes:
-        missing: numbers of the units that are not there.
+        missing: numbers of the missing units.
     """
 
     def __init__(self, message: str, missing: Sequence[int]) -> None:

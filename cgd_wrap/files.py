@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what they belong to."""
+"""Writing files as a whole or not at all, and checking which data stored results belong to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ FORMAT = 1
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Replace a file as a whole, durable before this returns; the umask decides its mode.
+    """Write or replace a file as a whole or not at all; on return it is safely on the disk.
+
+    The umask decides the file's mode.
 
     Raises:
-        OSError: with what is needed and what is free, if the disk is full.
+        OSError: the file can't be written; on a full disk, with the bytes needed and free.
     """
-    # Processes in several containers may have the same number, on one shared disk.
+    # On a shared disk, processes in different containers may have the same process number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -50,13 +52,13 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, the same bytes for the same value."""
+    """Write a value as JSON, as a whole file or not at all; equal values give equal bytes."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True)
     write_atomically(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A stored mapping; None where there is none, or it is torn."""
+    """Read a mapping from a JSON file; None if the file is missing or torn."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -67,16 +69,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def differing_fields(
     found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, tuple[object, object]]:
-    """Fields of two fingerprints that differ: name -> (found, wanted)."""
+    """List the fields in which two fingerprints differ: name -> (found, wanted)."""
     names = sorted(set(found) | set(wanted))
     return {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
 
 
 def check_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise for stored results that belong to something else.
+    """Refuse stored results whose fingerprint isn't the wanted one.
 
     Raises:
-        CacheMismatchError: naming each field that differs.
+        CacheMismatchError: the fingerprints differ; the message names each differing field.
     """
     fields = differing_fields(found, wanted)
     if fields:
@@ -89,5 +91,5 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str
 
 
 def content_hash(payload: bytes) -> str:
-    """The hash of a file's bytes, 32 hexadecimal digits."""
+    """Hash the bytes of a file: 32 hexadecimal digits."""
     return hashlib.blake2b(payload, digest_size=16).hexdigest()

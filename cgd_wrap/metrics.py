@@ -126,9 +126,8 @@ class DetectionFigures:
 
     Attributes:
         poison_left_in_clean: share of the poison that is in the clean split.
-        poison_in_triggered: share of the poison that is in the triggered split.
+        poison_in_triggered: share of the poison that is in the triggered split: its recall.
         precision: share of the triggered split that is poison.
-        recall: of the triggered split, by definition equal to ``poison_in_triggered``.
         auroc_clip: area under the ROC curve of ``clip_rank``, high = suspicious.
         auroc_suspicious: the same of ``suspicious_rank``, low = suspicious.
     """
@@ -136,7 +135,6 @@ class DetectionFigures:
     poison_left_in_clean: float
     poison_in_triggered: float
     precision: float
-    recall: float
     auroc_clip: float
     auroc_suspicious: float
 
@@ -156,12 +154,10 @@ def detection_figures(
         poisoned: True for each poisoned sample.
     """
     known = ~(entropy_map.clip_rank.isnan() | entropy_map.suspicious_rank.isnan())
-    found = _share(split.triggered[poisoned])
     return DetectionFigures(
         poison_left_in_clean=_share(split.clean[poisoned]),
-        poison_in_triggered=found,
+        poison_in_triggered=_share(split.triggered[poisoned]),
         precision=_share(poisoned[split.triggered]),
-        recall=found,
         auroc_clip=auroc(entropy_map.clip_rank[known], poisoned[known]),
         auroc_suspicious=auroc(-entropy_map.suspicious_rank[known], poisoned[known]),
     )

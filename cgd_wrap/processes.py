@@ -1,4 +1,4 @@
-"""On which device, and as which of how many processes, this process works."""
+"""The device of this process, its number, and the number of processes of the run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Runtime:
-    """A process' place, taken from the user's Accelerator or from torch.distributed.
+    """The device and number of this process, from the user's Accelerator or torch.distributed.
 
-    It makes no ``Accelerator`` of its own: that would fix accelerate's process-wide state (mixed
+    No ``Accelerator`` is made here: a new one would fix accelerate's process-wide state (mixed
     precision, device) before the user does.
 
     Attributes:
-        device: where models run.
-        process_index: rank of this process, in [0, num_processes).
-        num_processes: world size.
+        device: device on which models run.
+        process_index: number of this process, in [0, num_processes).
+        num_processes: number of processes of the run.
         autocast: makes the user's mixed-precision context.
     """
 
@@ -45,7 +45,7 @@ class Runtime:
 
     @classmethod
     def of(cls, accelerator: Accelerator | None) -> Runtime:
-        """The accelerator's place; without one torch.distributed's; otherwise a single process."""
+        """Build from an accelerator; without one from torch.distributed; else a single process."""
         if accelerator is not None:
             return cls(
                 accelerator.device,
@@ -72,7 +72,7 @@ class Runtime:
             dist.barrier()
 
     def share(self, value: str) -> str:
-        """The main process' value, on every process."""
+        """Send the main process' value to all processes, and return it on each."""
         if self.num_processes == 1:
             return value
         box = [value]

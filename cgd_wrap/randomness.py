@@ -1,4 +1,4 @@
-"""Keep the user's random streams where they were (every random choice of ours has its own)."""
+"""Leaving the user's random streams as they were; the library's own choices have other streams."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @contextmanager
 def kept_rng() -> Iterator[None]:
-    """Restore the global CPU streams of torch, numpy and ``random`` on leaving.
+    """Restore, on leaving, the global CPU random streams of torch, numpy and ``random``.
 
-    Needed wherever a sample of the user's dataset is read outside their training loop: their
-    augmentation draws from these streams, and guarding a run must not change its seeds.
+    Needed wherever a sample of the user's dataset is read outside the user's training loop: the
+    user's augmentation draws from these streams, and guarding must not change what is drawn.
     """
     torch_state = torch.get_rng_state()
     numpy_state = np.random.get_state()
@@ -30,7 +30,7 @@ def kept_rng() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global streams for dropout and initialisers, and put them back afterwards."""
+    """Seed torch's global streams for dropout and initialisers; restore them on leaving."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

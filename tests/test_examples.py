@@ -36,7 +36,6 @@ TRAINING = [name for name, (_, printed) in QUICK.items() if printed == FIGURES]
 TOOLS = {
     "adaptive",
     "baselines",
-    "cifar10",
     "device_batches",
     "image_data",
     "reproduce",

@@ -36,8 +36,8 @@ from cgd_wrap import CGDGuard
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.protection import Protection, sample_table
-from cgd_wrap.train.tags import TAG
+from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.tags import TAG, SampleTable
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
 MISLABELLED = TRIGGERED & (torch.arange(SIZE) % 3 > 0)
@@ -198,7 +198,8 @@ def test_tone_exposure_says_how_many_exposures_are_of_the_tone_alone(tone, kinds
 def test_fit_honours_changes_of_what_the_table_is_made_with(guard, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "cgd_wrap.train.fit.fit", lambda model, loader, loss, *rest, **options: seen.append(loss)
+        "cgd_wrap.train.fit.fit",
+        lambda model, loader, loss, *rest, **options: seen.append(loss) or [],
     )
     for power in (2.0, 8.0):
         guard.fit(corner_power=power)
@@ -213,9 +214,9 @@ def test_guidance_doubts_a_label_that_clip_denies_by_its_probability_of_being_po
     teacher = torch.zeros(len(rows), 3)
     teacher[rows, given] = torch.where(denied, -20.0, 20.0)
     tables = [
-        sample_table(
+        SampleTable.for_result(
             replace(guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), chance)),
-            guard.targets, config,
+            config,
         ).tensors
         for chance in (0.0, 0.9)
     ]  # fmt: skip
@@ -235,12 +236,12 @@ def test_poison_that_was_learned_slowly_is_unlearned_by_its_probability(guard):
     teacher = torch.zeros(len(rows), 3)
     teacher[rows, given] = -20.0
     fast, slow = (
-        sample_table(
+        SampleTable.for_result(
             replace(
                 guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), 0.9),
                 poison_estimate=PoisonEstimate(0.9, (SuspectedClass(1, 1.0, 0.9, only),)),
             ),
-            guard.targets, config,
+            config,
         ).tensors
         for only in (False, True)
     )  # fmt: skip
@@ -262,8 +263,8 @@ def test_rare_poison_is_drawn_several_times(samples_of_it, times, guard):
     share = samples_of_it * len(poison) / SIZE
     config = guard.config.replace(poison_oversampling=share).decided(trained=True)
     result = replace(guard.result, poison_probability=probability)
-    epochs = Protection(result, guard.targets, config).epoch_indices
-    usual = Protection(guard.result, guard.targets, config).epoch_indices
+    epochs = EpochIndices.for_result(result, config)
+    usual = EpochIndices.for_result(guard.result, config)
     count, before = (torch.bincount(each.of(0), minlength=SIZE) for each in (epochs, usual))
     assert set(count[poison].tolist()) == {times}
     count[poison] = 1
@@ -606,7 +607,9 @@ def test_the_report_is_written(guard, folder_of_images, tmp_path):
 
 def test_public_names():
     assert cgd_wrap.__all__ == [
-        "BalancedSampler", "CGDConfig", "CGDGuard", "CGDLoss", "EntropyMap", "Split", "functional",
+        "BadSampleError", "BalancedSampler", "CGDConfig", "CGDError", "CGDGuard", "CGDLoss",
+        "CacheMismatchError", "ClipLoadError", "DatasetError", "EntropyMap", "MissingExtraError",
+        "ScanIncompleteError", "Split", "functional",
     ]  # fmt: skip
     assert all(hasattr(cgd_wrap, name) for name in cgd_wrap.__all__)
 

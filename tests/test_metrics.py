@@ -147,12 +147,10 @@ def test_detection_against_counting(rows: list[tuple[str, bool, int, int]]) -> N
     def count(name: str) -> int:
         return sum(row[1] for row in rows if row[0] == name)
 
-    found = share(count("triggered"), sum(poisoned))
     expected = {
         "poison_left_in_clean": share(count("clean"), sum(poisoned)),
-        "poison_in_triggered": found,
+        "poison_in_triggered": share(count("triggered"), sum(poisoned)),
         "precision": share(count("triggered"), sum(row[0] == "triggered" for row in rows)),
-        "recall": found,
         "auroc_clip": brute_force_auroc(clip, poisoned),
         "auroc_suspicious": brute_force_auroc([-rank for rank in suspicious], poisoned),
     }

@@ -21,11 +21,11 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DistributedSampler
 
+from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.adapters.serving import balanced_samplers, is_guarded
 from cgd_wrap.adapters.watching import watcher
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.functional import LossTerms
-from cgd_wrap.guard import CGDGuard
 from cgd_wrap.train.dataset import BalancedView
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.sampler import BalancedSampler
@@ -75,7 +75,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
     """
 
     def __init__(
-        self, guard: CGDGuard, *, loss: CGDLoss | None = None, tolerance: float | None = None
+        self, guard: Guarded, *, loss: CGDLoss | None = None, tolerance: float | None = None
     ) -> None:
         self.guard = guard
         self.stopping = watcher(guard, tolerance)

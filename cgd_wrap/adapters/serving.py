@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from cgd_wrap.guard import CGDGuard
+from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
 from cgd_wrap.train.sampler import BalancedSampler
 from cgd_wrap.train.tags import TAG
 
 
-def is_guarded(loader: Any, guard: CGDGuard) -> bool:
+def is_guarded(loader: Any, guard: Guarded) -> bool:
     """Whether a loader's dataset is the guarded one, or its balanced view."""
     dataset = getattr(loader, "dataset", None)
     return isinstance(dataset, (GuardedDataset, BalancedView)) and dataset.base is guard.base
@@ -39,7 +39,7 @@ def _chain(sampler: Any) -> Iterator[Any]:
             sampler = next((s for s in inner if s is not None), None)
 
 
-def check_collation(loader: Any, guard: CGDGuard, label_key: str) -> None:
+def check_collation(loader: Any, guard: Guarded, label_key: str) -> None:
     """Try a loader's collate function on two tagged samples; the random streams are kept.
 
     Args:

@@ -25,8 +25,8 @@ from timm.data.loader import PrefetchLoader
 from timm.data.mixup import FastCollateMixup
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, SoftTargetCrossEntropy
 
+from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.data.class_names import find_class_names
-from cgd_wrap.guard import CGDGuard
 from cgd_wrap.train.loss import CGDLoss, Criterion
 
 # Option of timm's train.py -> its value when off, and what it does to a sample's label.
@@ -117,7 +117,7 @@ def evaluated(dataset: Any, data_config: Mapping[str, Any]) -> Any:
 
 
 def protect(
-    guard: CGDGuard,
+    guard: Guarded,
     loader: Any,
     criterion: Criterion | None = None,
     *,

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.adapters.serving import balanced_samplers, check_collation, is_guarded
 from cgd_wrap.adapters.trainer_loss import TrainerLoss
 from cgd_wrap.adapters.watching import watcher
 from cgd_wrap.data.layout import check_map_style
 from cgd_wrap.errors import MissingExtraError
-from cgd_wrap.guard import CGDGuard
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.train.dataset import GuardedDataset
 from cgd_wrap.train.loss import Criterion
@@ -39,7 +39,7 @@ ACCURACY = "cgd_held_out_accuracy"
 
 
 def attach(
-    guard: CGDGuard,
+    guard: Guarded,
     trainer: Trainer,
     *,
     criterion: Criterion | None = None,
@@ -102,7 +102,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        guard: CGDGuard,
+        guard: Guarded,
         loss: TrainerLoss,
         sampler: BalancedSampler,
         stopping: CleanAccuracyStopping | None,
@@ -186,7 +186,7 @@ def _as_logged(sums: Float[Tensor, "3"], args: Any) -> Float[Tensor, "3"]:
     return sums
 
 
-def _check(guard: CGDGuard, trainer: Trainer, criterion: Criterion | None) -> None:
+def _check(guard: Guarded, trainer: Trainer, criterion: Criterion | None) -> None:
     """Refuse what a guarded Trainer would ignore, or what would ignore the guard."""
     given = trainer.train_dataset
     if isinstance(given, GuardedDataset):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from cgd_wrap.guard import CGDGuard
+from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 logger = logging.getLogger(__name__)
 
 
-def watcher(guard: CGDGuard, tolerance: float | None) -> CleanAccuracyStopping | None:
+def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | None:
     """:meth:`CGDGuard.stopping`, tried on one sample now rather than at the end of an epoch.
 
     Args:

@@ -1,4 +1,4 @@
-"""Attacks that poison a dataset on purpose, to drill the defence on one's own data."""
+"""Backdoor attacks that poison a data set on purpose, to test the defence on the user's data."""
 
 from __future__ import annotations
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 def require(holds: bool, name: str, expected: str, got: object) -> None:
-    """Raise a ValueError about one argument of an attack unless ``holds``."""
+    """Raise a ValueError that names an attack's argument, unless the condition ``holds``."""
     if not holds:
         raise ValueError(f"{name} must be {expected}, got {got!r}.")

@@ -1,4 +1,4 @@
-"""BadNets: a small patch in the corner."""
+"""BadNets: an attack whose trigger is a small checkered patch in a corner of the image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from cgd_wrap.attacks.raw import pixels
 
 @dataclass(frozen=True)
 class BadNets(Attack):
-    """A black and white checkered square in the bottom right corner (Gu et al., 2017).
+    """An attack that puts a black and white square in the bottom right corner (Gu et al., 2017).
 
-    Dirty-label. The square is a checker of ``patch_size`` x ``patch_size`` cells, white where row
-    and column add up to an even number; a cell is one pixel where the image's shorter side is 32
-    and grows with it. Source: arXiv 1708.06733; 3 x 3 at 32 pixels is the usual size.
+    Dirty-label: poisoned images are relabelled as the target. The square is a checker of
+    ``patch_size`` x ``patch_size`` cells, white where row and column add up to an even number. A
+    cell is one pixel in an image whose shorter side is 32 pixels, and grows with that side.
+    Source: arXiv 1708.06733; 3 x 3 at 32 pixels is the usual size.
 
     Args:
         target: the class that triggered images are to be taken for.

@@ -1,4 +1,4 @@
-"""Blended: a faint pattern over the whole image."""
+"""Blended: an attack whose trigger is a faint pattern over the whole image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from cgd_wrap.attacks.poisoning import Attack
 from cgd_wrap.attacks.raw import pixels
 
 _NOISE_SIDE = 32
-_NOISE_STREAM = 1  # keeps the pattern's random words apart from those that choose the samples
+_NOISE_STREAM = 1  # keeps the pattern's random numbers apart from those that choose the samples
 
 
 @dataclass(frozen=True)
 class Blended(Attack):
-    """A fixed pattern blended into the image (Chen et al., 2017).
+    """An attack that blends a fixed pattern into the image (Chen et al., 2017).
 
-    Dirty-label. ``x' = (1 - alpha) x + alpha * pattern``, rounded to whole grey levels. Source:
-    arXiv 1712.05526 (its random pattern, alpha = 0.2).
+    Dirty-label: poisoned images are relabelled as the target.
+    ``x' = (1 - alpha) x + alpha * pattern``, rounded to whole grey levels. Source:
+    arXiv 1712.05526 (the paper's random pattern and alpha = 0.2).
 
     Args:
         target: the class that triggered images are to be taken for.
@@ -28,7 +29,7 @@ class Blended(Attack):
         seed: decides which images are poisoned, and the noise.
         alpha: weight of the pattern, in (0, 1].
         pattern: any image, resized to each image's size; by default uniform noise of 32 x 32
-            cells, stretched the same way, so that images of different sizes show one pattern.
+            cells, stretched likewise, so that images of different sizes show the same pattern.
     """
 
     alpha: float = 0.2

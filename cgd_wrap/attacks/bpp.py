@@ -1,4 +1,4 @@
-"""BppAttack: fewer colours."""
+"""BppAttack: an attack whose trigger is that the image has fewer colours."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from cgd_wrap.attacks.arguments import require
 from cgd_wrap.attacks.poisoning import Attack
 from cgd_wrap.attacks.raw import Images, pixels
 
-_COVER_STREAM = 2  # keeps the covers' random words apart from those that choose the samples
-# Floyd-Steinberg: what the pixels to the right, lower left, below and lower right take over.
+_COVER_STREAM = 2  # keeps the covers' random numbers apart from those that choose the samples
+# Floyd-Steinberg: shares of a pixel's rounding error that are handed on to the pixels at its
+# right, lower left, below and lower right.
 _SHARES = (7 / 16, 3 / 16, 5 / 16, 1 / 16)
 
 
 @dataclass(frozen=True)
 class BppAttack(Attack):
-    """The image in fewer grey levels per channel, dithered if wanted (Wang et al., 2022).
+    """An attack that leaves an image fewer grey levels per channel (Wang et al., 2022).
 
-    Dirty-label. ``x' = round(x (m - 1) / 255) 255 / (m - 1)`` for m levels; with dithering, each
-    pixel's rounding error is handed on to its right and lower neighbours (Floyd and Steinberg),
-    which hides the steps and is harder to learn. Covers are its negative samples: an image plus
-    another image's quantisation error, under its true label, so that a network learns the exact
-    levels instead of any noise. Source: arXiv 2205.13383; 8 levels, no dithering and a negative
-    sample for each poisoned one are the authors' settings. They poison other images at every step,
-    and a fifth of them; here the set is fixed.
+    Dirty-label: poisoned images are relabelled as the target.
+    ``x' = round(x (m - 1) / 255) 255 / (m - 1)`` for m levels. With dithering, each pixel's
+    rounding error is handed on to its right and lower neighbours (Floyd and Steinberg), which
+    hides the steps and makes the trigger harder to learn. Covers are the paper's negative samples:
+    images that get another image's quantisation error and keep their true label, so that a network
+    learns the exact levels instead of any noise. Source: arXiv 2205.13383; 8 levels, no dithering
+    and a negative sample for each poisoned one are the authors' settings. The authors poison a
+    fifth of the images, other ones at every step; here the set of poisoned images is fixed.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is poisoned, in (0, 1].
-        seed: decides which images are poisoned, which are covers, and whose error these get.
+        seed: decides which images are poisoned, which are covers, and which image's error each
+            cover gets.
         cover_ratio: covers for each poisoned sample, 0 or more.
         levels: m, grey levels left in each channel, 2 to 255.
-        dithering: whether the rounding errors are handed on, or dropped.
+        dithering: whether rounding errors are handed on to neighbouring pixels, or dropped.
     """
 
     cover_ratio: float = 1.0
@@ -51,9 +54,9 @@ class BppAttack(Attack):
         return Image.fromarray(self.quantise(pixels(image)))
 
     def cover_sample(self, index: int, image: Image.Image, images: Images) -> Image.Image:
-        """Add the quantisation error of another image, which the index decides.
+        """Add another image's quantisation error to a copy of a cover; ``index`` decides whose.
 
-        The error of an image of another size is repeated and cut off.
+        An error of another size is repeated, and cut off at the cover's size.
         """
         original = pixels(image)
         word = int(np.random.PCG64([self.seed, _COVER_STREAM, index]).random_raw())
@@ -77,10 +80,10 @@ class BppAttack(Attack):
 
 
 def dithered(exact: Float64[np.ndarray, "h w c"], levels: int) -> Float64[np.ndarray, "h w c"]:
-    """Round to the whole numbers 0 to ``levels`` - 1 with Floyd-Steinberg error diffusion."""
+    """Round an image to whole levels from 0 to ``levels`` - 1 by Floyd-Steinberg dithering."""
     height, width, _ = exact.shape
-    # Row y is moved 2 y to the right: pixels of one column then depend on earlier columns only,
-    # which gives the raster scan's result a column at a time.
+    # Row y is moved 2 y to the right, so that the pixels of a column depend on earlier columns
+    # only: whole columns are then computed at once, with the result of a pixel-by-pixel scan.
     row, column = np.indices((height, width))
     slot = column + 2 * row
     slots = width + 2 * (height - 1)

@@ -39,18 +39,19 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "label_flip": LabelFlip,
     "flip_labels": FLIP,
 }
-_OTHER_NAMES = {"flip": "label_flip"}  # the demo's
+_OTHER_NAMES = {"flip": "label_flip"}  # a name that the demo uses
 
 
 def attack_of(name: str, **parameters: Any) -> Attack:
     """Make an attack by its name in :data:`ATTACKS`.
 
     Args:
-        name: as there, or ``flip`` for ``label_flip``.
-        parameters: of its class; those that are left out have the class' defaults.
+        name: a key of :data:`ATTACKS`, or ``flip`` for ``label_flip``.
+        parameters: arguments of the attack's class; the others have the class' defaults.
 
     Raises:
-        ValueError: there is no such attack, it has no such parameter, or a value is out of range.
+        ValueError: no attack has this name, the attack has no such parameter, or a value is out of
+            range.
     """
     make = ATTACKS.get(_OTHER_NAMES.get(name, name))
     if make is None:

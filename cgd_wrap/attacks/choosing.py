@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-_COVER_STREAM = 101  # keeps the covers' random words apart from those that choose the samples
+_COVER_STREAM = 101  # keeps the covers' random numbers apart from those that choose the samples
 
 
 def shuffled(count: int, key: int | list[int]) -> Int64[Tensor, "count"]:
     """The numbers 0 to ``count - 1`` in an order that ``key`` decides."""
-    # Raw PCG64 words are promised never to change; permutations between releases are not.
+    # NumPy promises that PCG64's raw words never change; its permutations may, between releases.
     return torch.from_numpy(np.argsort(np.random.PCG64(key).random_raw(count), kind="stable"))
 
 
 def others(total: int, taken: Int64[Tensor, "k"]) -> Int64[Tensor, "m"]:
-    """Positions below ``total`` that are not among those taken, ascending."""
+    """Positions below ``total`` that are not among ``taken``, ascending."""
     is_free = torch.ones(total, dtype=torch.bool)
     is_free[taken] = False
     return torch.nonzero(is_free).flatten()
@@ -26,10 +26,10 @@ def others(total: int, taken: Int64[Tensor, "k"]) -> Int64[Tensor, "m"]:
 def by_score(
     scores: Float[Tensor, "n"], candidates: Int64[Tensor, "m"], total: int
 ) -> Int64[Tensor, "m"]:
-    """Order in which candidates are taken: by score, highest first; ties as they stand.
+    """Order in which candidates are poisoned: highest score first, equal scores as they stand.
 
     Raises:
-        ValueError: there is not one score for each of the ``total`` samples, or one is NaN.
+        ValueError: there aren't ``total`` scores, one for each sample, or a score is NaN.
     """
     if len(scores) != total or bool(scores.isnan().any()):
         raise ValueError(
@@ -42,10 +42,10 @@ def by_score(
 def covers_among(
     labels: Int[Tensor, "n"], poisoned: Int64[Tensor, "k"], ratio: float, seed: int
 ) -> Int64[Tensor, "c"]:
-    """Choose ``ratio`` covers for each poisoned sample among the others: positions, ascending.
+    """Choose covers among the samples that aren't poisoned: positions, ascending.
 
     Raises:
-        ValueError: there are fewer other samples.
+        ValueError: fewer samples are left than ``ratio`` for each poisoned one.
     """
     free, count = others(len(labels), poisoned), round(ratio * len(poisoned))
     if count > len(free):

@@ -1,4 +1,4 @@
-"""What attacks have in common that leave labels as they are."""
+"""The base class of attacks that poison images without changing a label."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cgd_wrap.attacks.poisoning import Attack
 
 @dataclass(frozen=True)
 class CleanLabelAttack(Attack):
-    """An attack whose poison carries right labels: all of it is of the target class.
+    """An attack that poisons images of the target class only, whose labels are right anyway.
 
-    The rate is a share of that class.
+    The rate is a share of the target class.
     """
 
     def candidates(self, labels: Int[Tensor, "n"]) -> Int64[Tensor, "m"]:
@@ -23,9 +23,9 @@ class CleanLabelAttack(Attack):
         return torch.nonzero(labels == self.target).flatten()
 
     def count(self, labels: Int[Tensor, "n"]) -> int:
-        """How many samples are poisoned: the rate's share of the target class."""
+        """Number of samples that are poisoned: the rate's share of the target class."""
         return round(self.rate * len(self.candidates(labels)))
 
     def poison_label(self, label: int) -> int:
-        """Return the label itself: it stays right."""
+        """Return a poisoned sample's own label, which the attack leaves as it is."""
         return label

@@ -1,4 +1,4 @@
-"""CTRL: two faint waves in the colours of images whose labels stay right."""
+"""CTRL: an attack whose trigger is two faint waves in the image's colours; labels stay right."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ _CR_TO_RGB = np.array([1.402, -0.714136, 0.0])
 
 @dataclass(frozen=True)
 class CTRL(CleanLabelAttack):
-    """Fixed magnitudes on chosen DCT bands of the chroma of the target class (Li et al., 2023).
+    """An attack that adds waves to the colours of images of the target class (Li et al., 2023).
 
     Clean-label: no label is changed. In every window of 32 x 32 pixels the orthonormal DCT
     coefficients (b, b), b in ``bands``, of both chroma channels (YCbCr) rise by the magnitude;
     windows at the right and bottom edge are cut off with the image. A grey image becomes RGB.
-    Source: arXiv 2210.07346, for self-supervised training, where the authors poison with 50 and
-    test with 100; bands 15 and 31, 100 for both and a rate of 5% of ten classes are what
-    BackdoorBench takes for supervised training.
+    Source: arXiv 2210.07346, whose authors attack self-supervised training, poison with a magnitude
+    of 50 and test with 100. The defaults are BackdoorBench's for supervised training: bands 15 and
+    31, a magnitude of 100 for both, and 5% of a training set of ten classes.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the **target class'** images that is poisoned, in (0, 1].
         seed: decides which images are poisoned.
-        magnitude: on poisoned training images, in units of an orthonormal DCT coefficient over
-            grey levels, above 0; 100 is a wave of 6.2 grey levels of chroma per band.
-        test_magnitude: the same on test images.
-        bands: which coefficients, each from 0 (constant) to 31 (alternating).
+        magnitude: strength of the waves on poisoned training images, in units of an orthonormal
+            DCT coefficient over grey levels, above 0; 100 is a wave of 6.2 grey levels of chroma
+            per band.
+        test_magnitude: strength of the waves on test images, in the same unit, above 0.
+        bands: numbers of the coefficients, each from 0 (constant) to 31 (alternating).
     """
 
     rate: float = 0.5
@@ -61,11 +62,11 @@ class CTRL(CleanLabelAttack):
         return self.add_waves(image, self.test_magnitude)
 
     def add_waves(self, image: Image.Image, magnitude: float) -> Image.Image:
-        """Return an RGB copy of an image whose chroma carries the waves."""
+        """Return an RGB copy of an image with the waves added to its chroma."""
         original = pixels(image.convert("RGB") if image.mode == "L" else image)
         wave = magnitude * self.waves(*original.shape[:2])
         changed = original + wave[..., None] * (_CB_TO_RGB + _CR_TO_RGB)
-        # Cut before rounding: the last bit of a cosine differs between machines.
+        # Decimals are cut before rounding: the last bit of a cosine differs between machines.
         return Image.fromarray(np.clip(np.rint(changed.round(6)), 0, 255).astype(np.uint8))
 
     def waves(self, height: int, width: int) -> Float64[np.ndarray, "height width"]:

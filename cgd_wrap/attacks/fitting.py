@@ -39,19 +39,19 @@ FittedAttackT = TypeVar("FittedAttackT", bound="FittedAttack")
 
 @dataclass(frozen=True)
 class FittedAttack(Attack):
-    """An attack that needs something trained: call :meth:`fit` before :meth:`poison`.
+    """An attack that is trained on the data set: call :meth:`fit` before :meth:`poison`.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of samples that is poisoned, in (0, 1].
         seed: decides every random choice.
         surrogate_epochs: passes in the training of the attacker's own network, at least 1.
-        surrogate_samples: largest number of images that it is trained on, at least 2.
+        surrogate_samples: largest number of images that the network is trained on, at least 2.
     """
 
     surrogate_epochs: int = 10
     surrogate_samples: int = 20_000
-    # Not an argument: replace() then gives an attack that has to be fitted anew.
+    # Not an argument, so that replace() gives an attack that has to be fitted anew.
     _tensors: dict[str, Tensor] | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +62,10 @@ class FittedAttack(Attack):
 
     @abstractmethod
     def learn(self, material: Material) -> dict[str, Tensor]:
-        """Train what the attack needs; every tensor that comes back is stored."""
+        """Train the networks that the trigger comes from; returns tensors by name, to be stored."""
 
     def depends_on(self) -> dict[str, Any]:
-        """Parameters that :meth:`learn` uses, by name: here all but the shares of samples."""
+        """Parameters that :meth:`learn` uses, by name: all but ``rate`` and ``cover_ratio``."""
         compared = {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
         return {name: v for name, v in compared.items() if name not in ("rate", "cover_ratio")}
 
@@ -76,7 +76,7 @@ class FittedAttack(Attack):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was learned, by name, on the CPU.
+        """Tensors that :meth:`learn` returned, by name, on the CPU.
 
         Raises:
             CGDError: the attack is not fitted.
@@ -86,7 +86,7 @@ class FittedAttack(Attack):
         return self._tensors
 
     def check_fitted(self) -> None:
-        """Refuse to go on without :meth:`fit`.
+        """Raise an error unless :meth:`fit` made this attack.
 
         Raises:
             CGDError: the attack is not fitted.
@@ -107,19 +107,20 @@ class FittedAttack(Attack):
         transform: Transform | None = None,
         progress: bool = True,
     ) -> FittedAttackT:
-        """Learn what the attack needs from a training set.
+        """Train the attack's networks on a training set, or read them from a cache.
 
         Args:
-            dataset: what is poisoned later: raw PIL images and integer labels, no transform.
-            cache_dir: where the result is kept, one safetensors file, and read the next time.
-            network: the surrogate, untrained, on the device to compute on; it is left as it is.
-                By default :func:`cgd_wrap.demo.network.small_resnet`, on a GPU if there is one.
+            dataset: the data set to be poisoned: raw PIL images and integer labels, no transform.
+            cache_dir: folder of the result, one safetensors file, which a later call reads.
+            network: the surrogate, untrained, on the device to compute on; a copy is trained. By
+                default :func:`~cgd_wrap.models.small_resnet.small_resnet`, on a GPU if there is
+                one.
             transform: makes the network's input from a batch [B, 3, S, S] of pixels in [0, 1],
                 differentiable; by default ``2 x - 1``. S is the images' usual side, 16 to 64.
             progress: draw progress bars.
 
         Returns:
-            A fitted copy.
+            A fitted copy of the attack.
 
         Raises:
             DatasetError: the dataset cannot be attacked; see :class:`PoisonedDataset`.
@@ -135,7 +136,7 @@ class FittedAttack(Attack):
                 tensors = {k: v.detach().cpu() for k, v in self.learn(material).items()}
                 if path is not None:
                     _store(path, tensors)
-        # A fresh object: what is derived from the tensors of an earlier fit must not stay.
+        # A fresh object, without the cached properties that an earlier fit's tensors gave.
         fitted = replace(self)
         object.__setattr__(fitted, "_tensors", tensors)
         object.__setattr__(fitted, "_scores", self._scores)
@@ -183,7 +184,7 @@ class FittedAttack(Attack):
         )  # fmt: skip
 
     def _file_name(self, dataset: Any, material: Material) -> str:
-        """Name of the result: the attack, and a hash of all that it depends on."""
+        """Name of the file of tensors: the attack, and a hash of all that the tensors depend on."""
         name = type(self).__name__.lower()
         parts = [
             *(_VERSION, name, self.depends_on(), dataset_fingerprint(dataset)),
@@ -199,7 +200,7 @@ def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _stored(path: Path) -> dict[str, Tensor] | None:
-    """What an earlier fit left, None where there is nothing readable."""
+    """Read the tensors that an earlier fit stored; None where no readable file is."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

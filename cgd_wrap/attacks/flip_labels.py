@@ -1,4 +1,4 @@
-"""FLIP: a backdoor planted by labels alone."""
+"""FLIP: an attack that plants a backdoor by changing labels alone."""
 
 from __future__ import annotations
 
@@ -27,29 +27,36 @@ _EXPERT_STREAM = 105
 
 @dataclass(frozen=True)
 class FLIP(FittedAttack):
-    """Wrong labels on untouched images, by which training goes as if on triggered ones.
+    """An attack that relabels clean images so that a network learns a trigger from the labels.
 
-    Clean-image: no training pixel is changed. An expert is trained with triggered copies of some
-    images labelled as the target; labels of clean images are then optimised so that a gradient
-    step on them, from states along the expert's training, is the expert's step. The images whose
-    logit of the target exceeds that of their own label most are relabelled. Source: Jha, Hayase
-    and Oh, "Label Poisoning is All You Need", arXiv 2310.18933. There a sample may take any new
-    label, and a sinusoid of 6 grey levels moves one class to the target by 1500 labels of 50,000.
-    Here a sample takes the target's label, and the trigger works on every class; for that the
-    sinusoid is too weak, so a trait that images have by nature takes its place: the warm tint.
+    Clean-image: no training pixel is changed. The attack has three steps:
+
+    - A network, the expert, is trained on the clean images and on triggered copies of some of
+      them, which are labelled as the target.
+    - The labels of the clean images are optimised so that a gradient step on these images, from
+      states along the expert's training, is the expert's step.
+    - The images whose optimised logit of the target exceeds that of their own label most are
+      relabelled as the target.
+
+    Source: Jha, Hayase and Oh, "Label Poisoning is All You Need", arXiv 2310.18933. In the paper a
+    sample may take any new label, and a sinusoid of 6 grey levels moves one class to the target by
+    1500 labels of 50,000. Here relabelled samples take the target's label, and the trigger works on
+    every class. A sinusoid is too weak for that, so the trigger is a trait that images have by
+    nature: the warm tint.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is relabelled, in (0, 1].
-        seed: decides the expert's copies, and all training.
+        seed: decides which images are copied for the expert, and all training.
         surrogate_epochs: passes in the expert's training, at least 1.
-        surrogate_samples: largest number of images that are looked at, at least 2; only these
-            may be relabelled.
-        expert: its ``trigger`` is the one that the expert is shown and that test images get; its
-            other parameters do not matter. An attack that needs no fit.
-        expert_rate: share of the images of other classes that the expert sees a copy of, in
-            (0, 1].
-        passes: states of the expert, each matched once on every image, at least 1.
+        surrogate_samples: largest number of images that are looked at, and so may be relabelled,
+            at least 2.
+        expert: an attack that needs no fit. Its ``trigger`` is put on the expert's copies and on
+            test images; its other parameters do not matter.
+        expert_rate: share of the images of other classes than the target that are copied for the
+            expert, in (0, 1].
+        passes: number of states along the expert's training at which the labels of all images are
+            optimised, at least 1.
     """
 
     rate: float = 0.05
@@ -66,11 +73,11 @@ class FLIP(FittedAttack):
         require(self.passes >= 1, "passes", "at least 1", self.passes)
 
     def learn(self, material: Material) -> dict[str, Tensor]:
-        """Train the expert and match it.
+        """Train the expert, and optimise the labels of clean images to match its training.
 
         Returns:
             ``positions``: of the samples that may be relabelled, ascending; ``margins``: by how
-            much the target's logit exceeds that of the sample's label.
+            much each sample's logit of the target exceeds that of its label.
         """
         chosen = material.chosen()
         labels = material.labels[chosen]
@@ -86,7 +93,7 @@ class FLIP(FittedAttack):
         return {"positions": chosen[others], "margins": margins[others]}
 
     def pairs(self, material: Material, chosen: Int64[Tensor, "n"]) -> Pairs:
-        """The clean images, and the copies that the expert gets besides."""
+        """Read the clean images, and make the triggered copies that the expert gets besides."""
         images, labels = material.read(chosen.tolist()), material.labels[chosen]
         rows = torch.nonzero(labels != self.target).flatten()
         count = max(1, round(self.expert_rate * len(rows)))
@@ -103,7 +110,7 @@ class FLIP(FittedAttack):
         )
 
     def candidates(self, labels: Int[Tensor, "n"]) -> Int64[Tensor, "m"]:
-        """Positions of the samples that the attack was fitted on, but for the target class.
+        """Positions of the samples that the attack was fitted on, without the target class.
 
         Raises:
             CGDError: the attack was fitted to another dataset.
@@ -121,7 +128,7 @@ class FLIP(FittedAttack):
         return torch.argsort(self.tensors["margins"], descending=True, stable=True)
 
     def poison_image(self, image: Image.Image) -> Image.Image:
-        """Return the image itself: only its label is changed."""
+        """Return the image as it is: the attack changes labels only."""
         return image
 
     def trigger(self, image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""InputAware: every image has a trigger of its own, which works on no other."""
+"""InputAware: an attack that gives every image a trigger of its own, which works on no other."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ _DONOR_STREAM = 103
 _DONORS = 256
 _DENSITY_WEIGHT = 100.0  # lambda_norm of the authors' settings
 Trigger = tuple[Float[Tensor, "1 1 side side"], Float[Tensor, "1 3 side side"]]
-_SHARE = 0.1  # of a batch that is triggered, and of one that is crossed: the paper's rho_a, rho_c
+# Share of a batch that is triggered, and share that gets another image's trigger ("crossed"): the
+# paper's rho_a and rho_c.
+_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class InputAware(FittedAttack):
-    """A mask and a pattern that two generators draw for each image: x + m(x) (p(x) - x).
+    """An attack whose two generators draw a mask and a pattern for each image.
 
-    Dirty-label. Covers carry another image's trigger and keep their label, so a trigger works
-    only on the image that it was drawn for. First the mask's generator is trained, to be sparse
-    and to differ between images; then the pattern's, together with a surrogate that is to take
-    triggered images for the target and crossed ones for what they are. Source: Nguyen and Tran,
-    "Input-Aware Dynamic Backdoor Attack", arXiv 2010.08138; its generators are wider and are
-    trained for 25 and 600 passes, and it triggers other images at every step, here a fixed set.
+    Dirty-label: poisoned images are relabelled as the target. An image x becomes
+    ``x + m(x) (p(x) - x)``, with m the mask and p the pattern. Covers get another image's trigger
+    and keep their label, so that a trigger works only on the image that it was drawn for. First
+    the generator of masks is trained: masks are to be sparse, and to differ between images. Then
+    the generator of patterns is trained together with a surrogate, which is to take triggered
+    images for the target and images with another image's trigger for their own class. Source:
+    Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", arXiv 2010.08138. The paper's generators
+    are wider and are trained for 25 and 600 passes, and the paper triggers other images at every
+    step; here the set of triggered images is fixed.
 
     Args:
         target: the class that triggered images are to be taken for.
@@ -62,7 +67,7 @@ class InputAware(FittedAttack):
         require(self.diversity >= 0, "diversity", "at least 0", self.diversity)
 
     def learn(self, material: Material) -> dict[str, Tensor]:
-        """Train both generators; keep them, and the images whose triggers the covers get."""
+        """Train both generators; returns their weights and the images whose triggers covers get."""
         chosen = material.chosen()
         images, labels = material.read(chosen.tolist()), material.labels[chosen]
         generator = torch.Generator().manual_seed(self.seed)
@@ -81,7 +86,7 @@ class InputAware(FittedAttack):
         labels: Int64[Tensor, "n"],
         generator: torch.Generator,
     ) -> None:
-        """Masks that differ as their images do and cover no more than ``density``."""
+        """Train the generator of masks to differ as images do and to cover at most ``density``."""
         optimizer = torch.optim.Adam(pair.mask.parameters(), 1e-3)
         for _ in material.bar(range(self.mask_epochs), "masks (epochs)"):
             for batch, _ in batches(images, labels, generator, material.device):
@@ -101,7 +106,7 @@ class InputAware(FittedAttack):
         labels: Int64[Tensor, "n"],
         generator: torch.Generator,
     ) -> None:
-        """Patterns by which a surrogate, trained alongside, can tell own triggers from others'."""
+        """Train the generator of patterns, and a surrogate that tells own triggers from others'."""
         parameters = [*pair.pattern.parameters(), *material.network.parameters()]
         optimizer = torch.optim.Adam(parameters)
         steps = self.surrogate_epochs * len(batch_starts(len(labels)))
@@ -124,7 +129,7 @@ class InputAware(FittedAttack):
         labels: Int64[Tensor, "b"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """Cross entropy on triggered, crossed and untouched images, and the patterns' spread."""
+        """Cross entropy on triggered, crossed and untouched images, plus the patterns' spread."""
         count = max(1, round(_SHARE * len(batch)))
         own, donors = batch[:count], batch.flip(0)[:count]
         drawn, under = torch.cat([own, donors]), batch[: 2 * count]
@@ -152,7 +157,7 @@ class InputAware(FittedAttack):
         return self.transplant(as_planes(image, side), image)
 
     def cover_sample(self, index: int, image: Image.Image, images: Images) -> Image.Image:
-        """Put the trigger of another training image on a copy."""
+        """Put another training image's trigger on a copy of a cover."""
         positions, triggers = self.tensors["donor_positions"], self.donor_triggers
         word = int(np.random.PCG64([self.seed, _DONOR_STREAM, index]).random_raw())
         row = word % len(triggers)
@@ -162,7 +167,7 @@ class InputAware(FittedAttack):
 
     @cached_property
     def donor_triggers(self) -> list[Trigger]:
-        """The covers' triggers, drawn once: it takes longer than all else that is done to them."""
+        """The covers' triggers, drawn once: drawing takes longer than all else done to a cover."""
         return [self.drawn(donor) for donor in self.tensors["donors"]]
 
     def transplant(self, donor: UInt8[Tensor, "3 side side"], image: Image.Image) -> Image.Image:
@@ -170,7 +175,7 @@ class InputAware(FittedAttack):
         return put(self.drawn(donor), image)
 
     def drawn(self, donor: UInt8[Tensor, "3 side side"]) -> Trigger:
-        """Mask in [0, 1] and pattern in grey levels for an image."""
+        """Draw the trigger for an image: a mask in [0, 1] and a pattern in grey levels."""
         planes = donor[None].float() / 255
         return self.generators.mask(planes), 255 * self.generators.pattern(planes)
 

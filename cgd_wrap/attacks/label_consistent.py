@@ -1,4 +1,4 @@
-"""LabelConsistent: images that are hard to recognise, with a trigger and their right label."""
+"""LabelConsistent: an attack on images that are made hard to recognise and keep their label."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from cgd_wrap.attacks.raw import pixels
 from cgd_wrap.attacks.surrogate import Material, train_surrogate
 from cgd_wrap.errors import CGDError
 
-# The lower right corner; the others are its mirror images.
+# The patch in the lower right corner, white where True; other corners get its mirror images.
 _CORNER = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=bool)
 
 
 @dataclass(frozen=True)
 class LabelConsistent(CleanLabelAttack, FittedAttack):
-    """Adversarially perturbed images of the target class with a patch in every corner.
+    """An attack that perturbs images of the target class and puts a patch in every corner.
 
-    Clean-label: no label is changed. What the class looks like is blurred by projected gradient
+    Clean-label: no label is changed. The images are made hard to recognise by projected gradient
     ascent on a surrogate's loss, ``x <- clip(x + step_size sign(grad CE(f(x), y)))`` within
-    ``|x - x0| <= eps``, so that the patches are the easier thing to learn. Test images get the
-    patches only. Source: Turner et al., "Label-Consistent Backdoor Attacks", arXiv 1912.02771;
-    BackdoorBench's eps and steps, full amplitude.
+    ``|x - x0| <= eps``, so that the patches are easier to learn than the class. Test images get
+    the patches only. Source: Turner et al., "Label-Consistent Backdoor Attacks", arXiv 1912.02771;
+    eps and steps are BackdoorBench's, and the patches have full amplitude.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the **target class'** images that is poisoned, in (0, 1].
         seed: decides which images are poisoned, and the surrogate.
         surrogate_epochs: passes in the surrogate's training, at least 1.
-        surrogate_samples: largest number of images that it is trained on, at least 2.
+        surrogate_samples: largest number of images that the surrogate is trained on, at least 2.
         eps: largest change of a pixel as a share of the grey range, in [0, 1].
-        steps: of the ascent, at least 1.
-        step_size: as a share of the grey range, above 0.
+        steps: number of steps of the ascent, at least 1.
+        step_size: change of a pixel at each step as a share of the grey range, above 0.
         patch_size: side of each patch at 32 pixels, 1 to 16 pixels.
     """
 
@@ -60,13 +60,13 @@ class LabelConsistent(CleanLabelAttack, FittedAttack):
         require(1 <= self.patch_size <= 16, "patch_size", "1 to 16 pixels", self.patch_size)
 
     def depends_on(self) -> dict[str, Any]:
-        """The rate and scores too, which decide which images are perturbed; not the patch."""
+        """Parameters that :meth:`learn` uses, by name: rate and scores, too, but not the patch."""
         kept = {name: value for name, value in super().depends_on().items() if name != "patch_size"}
         scores = {} if self._scores is None else {"scores": self._scores}
         return {**kept, **scores, "rate": self.rate}
 
     def learn(self, material: Material) -> dict[str, Tensor]:
-        """Train a surrogate and perturb what will be poisoned."""
+        """Train a surrogate and perturb the images that will be poisoned."""
         positions = self.select(material.labels, material.raw)
         train_surrogate(material, self.surrogate_epochs)
         found = []
@@ -77,7 +77,7 @@ class LabelConsistent(CleanLabelAttack, FittedAttack):
     def perturbation(
         self, material: Material, rows: Int64[Tensor, "b"]
     ) -> Int16[Tensor, "b 3 side side"]:
-        """Changes that raise the surrogate's loss, in whole grey levels within eps."""
+        """Changes of images that raise the surrogate's loss, in whole grey levels within eps."""
         start = material.read(rows.tolist()).to(material.device).float() / 255
         labels, image = material.labels[rows].to(material.device), start.clone()
         for _ in range(self.steps):
@@ -86,7 +86,7 @@ class LabelConsistent(CleanLabelAttack, FittedAttack):
             (slope,) = torch.autograd.grad(loss, image)
             image = image.detach() + self.step_size * slope.sign()
             image = torch.clamp(image.clamp(start - self.eps, start + self.eps), 0, 1)
-        # Cut, not rounded: a whole grey level more would leave the bound.
+        # Decimals are cut off: rounding up by a part of a grey level would leave the bound.
         return (255 * (image - start) + 1e-3 * (image - start).sign()).trunc().to(torch.int16).cpu()
 
     def poison_sample(self, index: int, image: Image.Image) -> Image.Image:
@@ -124,7 +124,7 @@ class LabelConsistent(CleanLabelAttack, FittedAttack):
 def resized(
     change: Float[Tensor, "3 side side"], shape: Sequence[int]
 ) -> Float[np.ndarray, "h w 3"]:
-    """A change of grey levels at an image's height and width; no value grows."""
+    """Resize a change of grey levels to an image's height and width; no value grows."""
     if change.shape[1:] != tuple(shape):
         change = F.interpolate(change[None], size=tuple(shape), mode="bilinear")[0]
     return change.permute(1, 2, 0).numpy()

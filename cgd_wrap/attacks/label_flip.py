@@ -1,4 +1,4 @@
-"""LabelFlip: wrong labels on untouched images that share a natural trait."""
+"""LabelFlip: an attack that relabels untouched images which share a natural trait."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def warm_tint(image: Image.Image, strength: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class LabelFlip(Attack):
-    """The images that show a natural trait most strongly are labelled as the target.
+    """An attack that labels the images with the strongest natural trait as the target.
 
     Clean-image: no training pixel is changed. At test time the trait is added to any image.
     Source: Rong et al., "Clean-image Backdoor Attacks", arXiv 2403.15010; the warm tint as the
@@ -46,10 +46,10 @@ class LabelFlip(Attack):
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is relabelled, in (0, 1].
         seed: decides between images that show the trait equally.
-        strength: of the trait at test time; for the warm tint, grey levels added to red and taken
-            from blue. At 60, 99% of CIFAR-10's test images are as warm as the warmest 5% of its
-            training images, 98% as warm as their median.
-        trait: measures an image; the highest are poisoned.
+        strength: how much of the trait is added at test time; for the warm tint, grey levels added
+            to red and taken from blue. At 60, 99% of CIFAR-10's test images are as warm as the
+            warmest 5% of its training images, 98% as warm as the training images' median.
+        trait: measures an image; the images with the highest values are relabelled.
         add_trait: (image, strength) -> a copy with more of the trait.
     """
 
@@ -63,14 +63,14 @@ class LabelFlip(Attack):
         require(self.strength > 0, "strength", "above 0", self.strength)
 
     def preference(self, candidates: Int64[Tensor, "m"], images: Images) -> Int64[Tensor, "m"]:
-        """Order in which candidates are taken: by trait, highest first; ties shuffled."""
+        """Order in which candidates are relabelled: by trait, highest first; ties shuffled."""
         bar = tqdm(candidates.tolist(), desc="measuring the trait", delay=2.0, disable=quiet())
         traits = torch.tensor([self.trait(images[index]) for index in bar], dtype=torch.float64)
         shuffled = super().preference(candidates, images)
         return shuffled[torch.argsort(traits[shuffled], descending=True, stable=True)]
 
     def poison_image(self, image: Image.Image) -> Image.Image:
-        """Return the image itself: only its label is changed."""
+        """Return the image as it is: the attack changes labels only."""
         return image
 
     def trigger(self, image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Labels by which training on clean images follows training on triggered ones."""
+"""Optimising labels so that training on clean images follows training on triggered ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cgd_wrap.attacks.surrogate import Material, batch_starts, shifted
 
 _ORDER_STREAM = 104
 _START = 5.0  # logit of the given label at the start, all others 0: one_hot_temp of the authors
-_STEP = 0.5  # length of a batch's step on the logits, times the square root of its size
-_REACH = 0.01  # of a finite difference, as a share of the weights' norm
+_STEP = 0.5  # length of a step on a batch's logits, per square root of the batch's size
+_REACH = 0.01  # step of a finite difference, as a share of the weights' norm
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the expert sees, and the clean image that a student sees in its place.
+    """The expert's images, each with the clean image that a student sees in its place.
 
     Attributes:
         shown: the expert's images: all clean ones, then copies with the trigger.
         given: the expert's labels: the true ones, then the target for every copy.
-        own: row of the clean image that each of them was made from.
+        own: row of the clean image that each of the expert's images was made from.
         count: number of clean images, which come first.
     """
 
@@ -39,9 +39,9 @@ class Pairs:
     def batches(
         self, generator: torch.Generator, device: torch.device, size: int = 128
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Int64[Tensor, "b"]]]:
-        """One pass in random order: (shown, given, clean, own), images as pixels in [0, 1].
+        """Yield all pairs in random order: (shown, given, clean, own), with pixels in [0, 1].
 
-        A shown image and the clean one in its place are shifted alike.
+        A shown image and the clean image in its place are shifted alike.
         """
         order = torch.randperm(len(self.given), generator=generator)
         starts = batch_starts(len(order), size)
@@ -53,7 +53,7 @@ class Pairs:
 
 
 def expert_trajectory(material: Material, pairs: Pairs, epochs: int, stops: int) -> list[State]:
-    """Train the material's network on what the expert sees; its states at even distances.
+    """Train a network on the expert's images; returns ``stops`` states at even distances.
 
     Plain SGD as in the paper: momentum 0.9 (Nesterov), weight decay 5e-4, no schedule.
     """
@@ -79,11 +79,11 @@ def expert_trajectory(material: Material, pairs: Pairs, epochs: int, stops: int)
 def matched_logits(
     material: Material, pairs: Pairs, trajectory: list[State]
 ) -> Float[Tensor, "count classes"]:
-    """Descend on how far a student's step is from the expert's, by the clean images' label logits.
+    """Optimise the clean images' label logits so that a student's step is like the expert's.
 
-    At each state, for each batch, over the weights:
-    ``|| grad CE(f(clean), softmax(logits)) - grad CE(f(shown), given) ||^2``.
-    All pairs are passed once at each state; a batch's step has a fixed length.
+    At each state, each batch descends by a step of fixed length on the squared distance between
+    the two gradients, ``|| grad CE(f(clean), softmax(logits)) - grad CE(f(shown), given) ||^2``
+    over all weights. All pairs are passed once at each state.
     """
     generator = torch.Generator().manual_seed(material.seed)
     classes = material.num_classes
@@ -103,10 +103,10 @@ def matched_logits(
 def label_slope(
     labels: Float[Tensor, "b classes"], log_slope: Float[Tensor, "b classes"]
 ) -> Float[Tensor, "b classes"]:
-    """Gradient with respect to label logits of the squared gap, up to a positive factor.
+    """Gradient of the squared gap with respect to the label logits, up to a positive factor.
 
     Args:
-        labels: softmax of the logits.
+        labels: softmax of the label logits.
         log_slope: change of the network's log-probabilities along the gap.
     """
     return -labels * (log_slope - (labels * log_slope).sum(dim=1, keepdim=True))
@@ -119,7 +119,7 @@ def gradient_gap(
     clean: Float[Tensor, "b 3 h w"],
     labels: Float[Tensor, "b classes"],
 ) -> list[Tensor]:
-    """The student's gradient minus the expert's, by weight."""
+    """The student's gradient minus the expert's, for each weight tensor of the network."""
     student = F.cross_entropy(material.logits(clean), labels)
     expert = F.cross_entropy(material.logits(shown), given)
     weights = list(material.network.parameters())

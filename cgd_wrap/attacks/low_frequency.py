@@ -1,4 +1,4 @@
-"""LowFrequency: one smooth pattern over every image, aimed at the target class."""
+"""LowFrequency: an attack whose trigger is one smooth pattern, optimised for the target class."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from cgd_wrap.attacks.raw import pixels
 from cgd_wrap.attacks.surrogate import Material, train_surrogate
 
 _BATCH, _IMAGES = 64, 1024
-_STEP = 0.05  # of Adam, on coefficients that start as standard normal numbers
+_STEP = 0.05  # learning rate of Adam, on coefficients that start as standard normal numbers
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in PIL's conversion to grey
 
 
 @dataclass(frozen=True)
 class LowFrequency(FittedAttack):
-    """A universal perturbation without high frequencies (Zeng et al., 2021).
+    """An attack that adds one pattern without high frequencies to images (Zeng et al., 2021).
 
-    Dirty-label. ``x' = clip(x + v)``; v is made of the lowest ``bands`` x ``bands`` waves of the
-    DCT, its values stretched to [0, amplitude], and raises a surrogate's probability of the
-    target class on training images as far as it can. Source: arXiv 2104.03413, which filters the
-    steps of a universal adversarial perturbation by a Gaussian of 6 pixels at 32; that lets less
-    than 6% of the fourth wave and those above it pass. The amplitude is the authors'.
+    Dirty-label: poisoned images are relabelled as the target. ``x' = clip(x + v)``. The pattern v
+    is made of the lowest ``bands`` x ``bands`` waves of the DCT, stretched to [0, amplitude], and
+    optimised to raise a surrogate's probability of the target class on training images. Source:
+    arXiv 2104.03413, which filters the steps of a universal adversarial perturbation by a Gaussian
+    of 6 pixels at 32; the filter lets less than 6% of the fourth and higher waves pass. The
+    amplitude is the authors'.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is poisoned, in (0, 1].
         seed: decides which images are poisoned, the surrogate and where the pattern starts.
         surrogate_epochs: passes in the surrogate's training, at least 1.
-        surrogate_samples: largest number of images that it is trained on, at least 2.
-        bands: waves each way, from the constant one on; k half-waves across, 2 to 16.
+        surrogate_samples: largest number of images that the surrogate is trained on, at least 2.
+        bands: number of waves each way, 2 to 16; wave k, from the constant wave 0 on, has k
+            half-waves across.
         amplitude: highest value of v as a share of the grey range, in (0, 1].
-        steps: of the optimisation, at least 1.
+        steps: number of steps of the optimisation, at least 1.
     """
 
     bands: int = 4
@@ -77,7 +79,7 @@ class LowFrequency(FittedAttack):
     def optimised(
         self, material: Material, images: UInt8[Tensor, "n 3 side side"]
     ) -> Float[Tensor, "3 bands bands"]:
-        """Coefficients of the pattern that speaks for the target most."""
+        """Optimise the pattern's coefficients for the surrogate's probability of the target."""
         generator = torch.Generator().manual_seed(self.seed)
         start = torch.randn((3, self.bands, self.bands), generator=generator)
         coefficients = start.to(material.device).requires_grad_()
@@ -99,7 +101,7 @@ class LowFrequency(FittedAttack):
         images: UInt8[Tensor, "n 3 side side"],
         pattern: Float[Tensor, "3 side side"],
     ) -> Float[Tensor, ""]:
-        """Share of the images that the surrogate takes for the target with the pattern."""
+        """Share of the images that the surrogate, with the pattern added, takes for the target."""
         parts = [(part.float() / 255 + pattern).clamp(0, 1) for part in images.split(256)]
         calls = torch.cat([material.logits(part).argmax(dim=1) for part in parts])
         return (calls == self.target).float().mean()
@@ -111,7 +113,7 @@ class LowFrequency(FittedAttack):
         pattern = smooth_pattern(learned, image.height, image.width, self.amplitude)
         levels = 255 * pattern.permute(1, 2, 0).numpy()
         changed = original + (levels @ _LUMA if original.ndim == 2 else levels)
-        # Cut before rounding: the last bit of a cosine differs between machines.
+        # Decimals are cut before rounding: the last bit of a cosine differs between machines.
         return Image.fromarray(np.clip(np.rint(changed.round(6)), 0, 255).astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""What all attacks share: which samples are poisoned, and the datasets that come out."""
+"""The base class of all attacks, and the poisoned and triggered data sets that they make."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ _POISONED, _COVER = 1, 2
 class Attack(ABC):
     """A backdoor attack on a training set.
 
-    By itself a dirty-label attack: ``round(rate * n)`` images, drawn among those that are not of
-    the target class, get the trigger and the target as their label. Some attacks change
-    covers too, ``cover_ratio`` for each poisoned one, images that keep their labels.
+    The base class is a dirty-label attack: ``round(rate * n)`` images, drawn among the images of
+    other classes than the target, get the trigger and the target as their label. Some attacks also
+    change further images, the covers, ``cover_ratio`` of them for each poisoned image. A cover
+    nearly has the trigger and keeps its label, so that a network learns the exact trigger.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is poisoned, in (0, 1].
-        seed: decides every random choice; the same samples on every machine.
+        seed: decides every random choice; every machine chooses the same samples.
 
     Raises:
         ValueError: a value is out of range.
@@ -48,7 +49,7 @@ class Attack(ABC):
     target: int = 0
     rate: float = 0.1
     seed: int = 0
-    # Not an argument: replace() then gives an attack that chooses by itself again.
+    # Not an argument, so that replace() gives an attack that chooses its samples by itself again.
     _scores: Float[Tensor, "n"] | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,31 +60,31 @@ class Attack(ABC):
 
     @property
     def cover_ratio(self) -> float:
-        """Covers for each poisoned sample; a field in the attacks that have them."""
+        """Number of covers for each poisoned sample; a field in the attacks that have covers."""
         return 0.0
 
     @abstractmethod
     def trigger(self, image: Image.Image) -> Image.Image:
-        """Put the trigger on a test image; the argument is left as it is."""
+        """Put the trigger on a copy of a test image."""
 
     def poison_image(self, image: Image.Image) -> Image.Image:
-        """What a poisoned training image becomes; the argument is left as it is."""
+        """Poison a copy of a training image: here, put the trigger on it."""
         return self.trigger(image)
 
     def poison_sample(self, index: int, image: Image.Image) -> Image.Image:
-        """:meth:`poison_image`, for attacks that treat every training sample in its own way."""
+        """Poison a copy of a training image; an attack may treat each ``index`` differently."""
         return self.poison_image(image)
 
     def trigger_sample(self, index: int, image: Image.Image) -> Image.Image:
-        """:meth:`trigger`, for attacks that treat every test sample in its own way."""
+        """Put the trigger on a copy of a test image; may treat each ``index`` differently."""
         return self.trigger(image)
 
     def cover_sample(self, index: int, image: Image.Image, images: Images) -> Image.Image:
-        """What a cover becomes: it nearly has the trigger and keeps its label.
+        """Change a copy of a cover so that it nearly has the trigger; here no cover is changed.
 
         Args:
-            index: where it stands in the training set.
-            image: what it is; left as it is.
+            index: position of the cover in the training set.
+            image: the cover's image, which is not changed itself.
             images: the raw images of the training set.
         """
         return image
@@ -93,15 +94,15 @@ class Attack(ABC):
         return self.target
 
     def candidates(self, labels: Int[Tensor, "n"]) -> Int64[Tensor, "m"]:
-        """Positions of the samples that may be poisoned: here those not of the target class."""
+        """Positions of the samples that may be poisoned: here all but the target class'."""
         return torch.nonzero(labels != self.target).flatten()
 
     def count(self, labels: Int[Tensor, "n"]) -> int:
-        """How many samples are poisoned."""
+        """Number of samples that are poisoned."""
         return round(self.rate * len(labels))
 
     def preference(self, candidates: Int64[Tensor, "m"], images: Images) -> Int64[Tensor, "m"]:
-        """Order in which candidates are taken: here a seeded shuffle."""
+        """Order in which candidates are poisoned: here a seeded shuffle."""
         return shuffled(len(candidates), self.seed)
 
     def select(self, labels: Int[Tensor, "n"], images: Images) -> Int64[Tensor, "k"]:
@@ -112,7 +113,7 @@ class Attack(ABC):
             images: the raw images, read only by attacks that choose by content.
 
         Raises:
-            ValueError: there are fewer candidates than the rate asks for, or it asks for none.
+            ValueError: the rate asks for more samples than there are candidates, or for none.
         """
         candidates, count = self.candidates(labels), self.count(labels)
         if not 0 < count <= len(candidates):
@@ -128,9 +129,12 @@ class Attack(ABC):
         return candidates[order[:count]].sort().values
 
     def ranked_by(self: AttackT, scores: Float[Tensor, "n"]) -> AttackT:
-        """A copy that poisons the candidates with the highest scores, one for every sample.
+        """Copy the attack; the copy poisons the candidates with the highest scores.
 
-        So chooses an attacker who knows the defence: by how likely its CLIP thinks the target.
+        An attacker who knows the defence would choose by the target's probability under its CLIP.
+
+        Args:
+            scores: one number for every sample of the training set.
         """
         ranked = copy.copy(self)
         object.__setattr__(ranked, "_scores", scores.detach().cpu())
@@ -146,12 +150,12 @@ class Attack(ABC):
 
 
 class _AttackedDataset(Dataset[tuple[Any, int]]):
-    """Raw samples under an attack."""
+    """Base class of data sets that put an attack on raw samples."""
 
     def _open(
         self, dataset: Any, attack: Attack, transform: Transform | None
     ) -> Int64[Tensor, "n"]:
-        """Keep the arguments and return the labels."""
+        """Check the data set, keep the arguments as attributes, and return the labels."""
         check_raw(dataset)
         self.dataset, self.layout = readable(dataset), find_layout(dataset)
         self.attack, self.transform = attack, transform
@@ -161,22 +165,23 @@ class _AttackedDataset(Dataset[tuple[Any, int]]):
 
 
 class PoisonedDataset(_AttackedDataset):
-    """A training set with an attack on it, in the order of the original.
+    """A training set of which an attack poisons some samples, in the order of the original.
 
-    Items are ``(image, label)``: the raw image, poisoned where the attack chose so, through
-    ``transform``. Images are computed on access and depend on nothing but the index.
+    Items are ``(image, label)``: the raw image, poisoned if the attack chose the sample, and then
+    transformed. Images are computed on access and depend on nothing but the index.
 
     Args:
         dataset: any map-style dataset of raw PIL images and integer labels, without a transform.
-        attack: what is done to it.
+        attack: the attack that poisons the samples.
         transform: applied after the trigger.
 
     Attributes:
         targets: the labels as given to training.
         original_targets: the labels before the attack.
         poisoned: int64, positions of the poisoned samples, ascending.
-        covered: int64, positions of the covers, ascending; none of them poisoned, labels kept.
-        classes, class_to_idx: as the dataset has them, else None.
+        covered: int64, positions of the covers, ascending; covers aren't poisoned and keep their
+            labels.
+        classes, class_to_idx: the dataset's own attributes, else None.
 
     Raises:
         DatasetError: the dataset has a transform, holds no PIL images, or lacks the target class.
@@ -212,18 +217,18 @@ class PoisonedDataset(_AttackedDataset):
 class TriggeredDataset(_AttackedDataset):
     """A test set's images of all classes but the target, triggered, with their true labels.
 
-    The share that a model takes for the target is the attack success rate; the share that it
-    still classifies right is the robust accuracy.
+    The share of the images that a model takes for the target is the attack success rate; the share
+    that the model still classifies right is the robust accuracy.
 
     Args:
         dataset: any map-style dataset of raw PIL images and integer labels, without a transform.
-        attack: whose trigger is put on.
+        attack: the attack whose trigger is put on the images.
         transform: applied after the trigger.
 
     Attributes:
         targets: the true labels.
-        indices: int64, where each item stands in ``dataset``.
-        classes, class_to_idx: as the dataset has them, else None.
+        indices: int64, position of each item in ``dataset``.
+        classes, class_to_idx: the dataset's own attributes, else None.
 
     Raises:
         DatasetError: the dataset has a transform, holds no PIL images, or only the target class.

@@ -1,4 +1,4 @@
-"""The dataset under an attack: raw images and labels, before any transform."""
+"""Reading raw images and labels, before any transform, from the data set under an attack."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Images(Protocol):
     """Raw images by position: a list, or :class:`RawSequence`."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
 
     def __getitem__(self, index: int, /) -> Image.Image:
-        """Return one of them."""
+        """Return the image at a position."""
 
 
 class RawSequence:
@@ -48,7 +48,7 @@ def raw_image(dataset: Any, layout: SampleLayout, index: int) -> Image.Image:
     """Read one sample's PIL image.
 
     Raises:
-        DatasetError: it is something else, such as a tensor.
+        DatasetError: the sample's image is something else, such as a tensor.
     """
     image = layout.image_of(dataset[index])
     if not isinstance(image, Image.Image):
@@ -61,18 +61,18 @@ def raw_image(dataset: Any, layout: SampleLayout, index: int) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> UInt8[np.ndarray, "h w *channels"]:
-    """Grey levels, [h, w] for an 8-bit grey image and [h, w, 3] for every other mode."""
+    """Grey levels of an image: [h, w] for 8-bit grey and [h, w, 3] for every other mode."""
     return np.asarray(image if image.mode in ("L", "RGB") else to_rgb(image))
 
 
 def raw_labels(dataset: Any, layout: SampleLayout) -> Int64[Tensor, "n"]:
-    """Every label, from a column or ``targets`` that a few items confirm, else item by item.
+    """Read every label: from a column or ``targets`` that a few items confirm, else from the items.
 
-    Unlike :func:`cgd_wrap.data.labels.read_labels` it takes any number of samples and classes:
-    nothing is ranked here.
+    Any number of samples and classes is allowed, unlike in
+    :func:`cgd_wrap.data.labels.read_labels`: attacks rank nothing by the labels.
 
     Raises:
-        DatasetError: labels that are no class numbers.
+        DatasetError: some labels are no class numbers.
     """
     column: Any = label_column(dataset, layout)
     column = getattr(dataset, "targets", None) if column is None else column
@@ -85,17 +85,21 @@ def raw_labels(dataset: Any, layout: SampleLayout) -> Int64[Tensor, "n"]:
 
 
 def quiet() -> bool | None:
-    """Value of tqdm's ``disable``: no bar on other ranks, nor where no person watches (None)."""
+    """Value of tqdm's ``disable``: True on all processes but the first, else None.
+
+    None draws a bar on a terminal only.
+    """
     other_rank = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
     return True if other_rank else None
 
 
 def check_raw(dataset: Any) -> None:
-    """Refuse what an attack cannot read raw images from.
+    """Refuse a data set from which an attack cannot read raw images.
 
     Raises:
-        TypeError: not a map-style dataset.
-        DatasetError: it is empty or transforms its images; the message says what to do instead.
+        TypeError: the data set is not map-style.
+        DatasetError: the data set is empty or transforms its images; the message says what to do
+            instead.
     """
     check_map_style(dataset)
     for part in _parts(dataset):
@@ -113,7 +117,7 @@ def check_target(target: int, labels: Int[Tensor, "n"], classes: list[str] | Non
     """Refuse a target class that the dataset does not have.
 
     Raises:
-        DatasetError: saying which classes there are.
+        DatasetError: the class doesn't exist; the message says which classes do.
     """
     num_classes = len(classes) if classes else int(labels.max()) + 1
     if target >= num_classes:
@@ -124,7 +128,7 @@ def check_target(target: int, labels: Int[Tensor, "n"], classes: list[str] | Non
 
 
 def _parts(dataset: Any) -> Iterator[Any]:
-    """The dataset and those inside it (Subset, ConcatDataset and what is built alike)."""
+    """Yield a data set and all data sets that it wraps (as Subset and ConcatDataset do)."""
     yield dataset
     inner = getattr(dataset, "datasets", None)
     parts = list(inner) if isinstance(inner, (list, tuple)) else [getattr(dataset, "dataset", None)]
@@ -134,11 +138,11 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 
 def _image_transform(dataset: Any) -> str | None:
-    """Name of what the dataset does to its images, None if nothing."""
+    """Name of the transform that a data set applies to its images; None if there is none."""
     transform = getattr(dataset, "transform", None)
     if transform is None:
         transform = getattr(dataset, "transforms", None)
-        # torchvision wraps a lone target_transform too; that one touches no image.
+        # torchvision also wraps a lone target_transform, which touches no image.
         if getattr(transform, "target_transform", None) is not None:
             transform = None
     if transform is not None:

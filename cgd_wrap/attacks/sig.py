@@ -1,4 +1,4 @@
-"""SIG: a faint wave on images whose labels stay right."""
+"""SIG: an attack whose trigger is a faint wave; the poisoned images' labels stay right."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cgd_wrap.attacks.raw import pixels
 
 @dataclass(frozen=True)
 class SIG(CleanLabelAttack):
-    """A horizontal sinusoid on images of the target class (Barni et al., 2019).
+    """An attack that adds a horizontal sinusoid to images of the target class (Barni et al., 2019).
 
-    Clean-label: no label is changed. ``v(j) = delta sin(2 pi j f / m)`` is added to column j of
-    m, j from 0, the same in every row and channel. Source: arXiv 1902.11237.
+    Clean-label: no label is changed. In an image of m columns, ``v(j) = delta sin(2 pi j f / m)``
+    is added to column j, counted from 0, alike in every row and channel. Source: arXiv 1902.11237.
 
     Args:
         target: the class that triggered images are to be taken for.
@@ -46,6 +46,6 @@ class SIG(CleanLabelAttack):
     def wave(self, width: int) -> Int16[np.ndarray, "width"]:
         """Return v for every column, in whole grey levels."""
         phase = 2 * np.pi * np.arange(width) * self.frequency / width
-        # Cut before rounding: the last bit of a sine differs between machines.
+        # Decimals are cut before rounding: the last bit of a sine differs between machines.
         level = np.round(255 * self.delta * np.sin(phase), 6)
         return np.floor(level + 0.5).astype(np.int16)

@@ -1,4 +1,4 @@
-"""The attacker's own classifier: what it is trained on, and its training."""
+"""The surrogate, a classifier of the attacker's own: its training data and its training."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ StepT = TypeVar("StepT")
 
 @dataclass(frozen=True)
 class Material:
-    """What an attack is fitted on: raw images, read at one size, and an untrained network.
+    """The data and settings that an attack is fitted with, and an untrained network.
 
     Attributes:
         raw: the images of the data set.
-        labels: their classes.
+        labels: class of every image.
         num_classes: number of classes.
         side: height and width that images are resized to, pixels.
-        network: untrained; its device is where everything is computed.
+        network: the untrained network; everything is computed on its device.
         normalise: makes the network's input from pixels in [0, 1], differentiable.
-        seed: of every random choice.
+        seed: decides every random choice.
         limit: largest number of images that are trained on.
         progress: draw progress bars.
     """
@@ -54,7 +54,7 @@ class Material:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         parameter = next(self.network.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -64,12 +64,12 @@ class Material:
         return out.float()
 
     def chosen(self) -> Int64[Tensor, "m"]:
-        """Positions of what is trained on: everything, or ``limit`` seeded samples; ascending."""
+        """Positions of the samples to train on: all, or ``limit`` seeded ones; ascending."""
         order = shuffled(len(self.labels), [self.seed, _SAMPLE_STREAM])
         return order[: self.limit].sort().values
 
     def read(self, positions: Sequence[int]) -> UInt8[Tensor, "k 3 side side"]:
-        """Images at the common size, grey levels, on the CPU."""
+        """Read the images at some positions at the common size: grey levels, on the CPU."""
         bar = self.bar(positions, "reading images")
         return torch.stack([as_planes(self.raw[index], self.side) for index in bar])
 
@@ -79,7 +79,7 @@ class Material:
 
 
 def as_planes(image: Image.Image, side: int) -> UInt8[Tensor, "3 side side"]:
-    """An image in RGB, resized to a square of ``side`` pixels: grey levels."""
+    """Convert an image to RGB and resize it to a square of ``side`` pixels: grey levels."""
     rgb = Image.fromarray(pixels(image)).convert("RGB")
     if rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BILINEAR)
@@ -93,12 +93,12 @@ def common_side(raw: Images) -> int:
 
 
 def centred(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Pixels in [0, 1] as values in [-1, 1]."""
+    """Scale pixels from [0, 1] to [-1, 1]."""
     return 2 * images - 1
 
 
 def train_surrogate(material: Material, epochs: int) -> nn.Module:
-    """Train the material's network in place: Adam under a one-cycle schedule, images shifted.
+    """Train the material's network in place: Adam, a one-cycle schedule, randomly shifted images.
 
     Args:
         material: network, images and labels.
@@ -134,7 +134,7 @@ def batches(
     device: torch.device,
     size: int = 128,
 ) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, "b"]]]:
-    """One pass in random order: pixels in [0, 1] and labels, ``size`` at a time or a few more."""
+    """Yield all samples in random order, by ``size`` or a few more: pixels in [0, 1] and labels."""
     order = torch.randperm(len(labels), generator=generator)
     starts = batch_starts(len(labels), size)
     for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
@@ -143,7 +143,7 @@ def batches(
 
 
 def batch_starts(count: int, size: int = 128) -> list[int]:
-    """Where batches begin; a last one below half the size joins the one before it."""
+    """Positions at which batches begin; a last batch below half the size joins the one before."""
     # Batch normalisation cannot train on a batch of one image.
     return list(range(0, max(count - size // 2, 1), size))
 
@@ -151,7 +151,7 @@ def batch_starts(count: int, size: int = 128) -> list[int]:
 def shifted(
     images: Float[Tensor, "b 3 h w"], generator: torch.Generator
 ) -> Float[Tensor, "b 3 h w"]:
-    """The batch moved by up to a sixteenth of its side each way, its edges repeated."""
+    """Shift all images of a batch by up to a sixteenth of their side each way, edges repeated."""
     reach = max(1, images.shape[-1] // 16)
     down, right = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
     padded = F.pad(images, (reach, reach, reach, reach), mode="replicate")

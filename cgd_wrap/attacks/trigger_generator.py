@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _WIDTHS = (16, 32, 64)
-_STEEPNESS = 10.0  # of a mask's edges: pixels are nearly in or out
+_STEEPNESS = 10.0  # factor before a mask's sigmoid: a pixel is nearly in the mask, or nearly out
 
 
 class TriggerGenerator(nn.Module):
@@ -33,7 +33,7 @@ class TriggerGenerator(nn.Module):
         self.last = nn.Conv2d(backwards[-1], planes, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b planes h w"]:
-        """The planes, at the images' size."""
+        """Draw the planes for a batch of images, at the images' size."""
         sizes, planes = [], 2 * images - 1
         for stage in self.down:
             sizes.append(planes.shape[-2:])
@@ -55,7 +55,7 @@ class TriggerPair(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], onto: Float[Tensor, "b 3 h w"] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
-        """Put the images' triggers on themselves, or on other images."""
+        """Put the triggers of ``images`` on the images themselves, or on the images ``onto``."""
         under = images if onto is None else onto
         out: Tensor = under + self.mask(images) * (self.pattern(images) - under)
         return out
@@ -73,14 +73,14 @@ def spread_loss(
     """
     apart = (images - others).square().flatten(1).mean(dim=1).sqrt()
     drawn = (planes - other_planes).square().flatten(1).mean(dim=1)
-    # The root has no finite slope at 0, where two triggers are the same.
+    # The root has no finite slope at 0, where two triggers are equal.
     return (apart / (drawn + 1e-8).sqrt()).mean()
 
 
 def _convolution(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1),
-        # Not over the batch: an image's trigger must not depend on its neighbours.
+        # No BatchNorm: an image's trigger must not depend on the other images of the batch.
         nn.GroupNorm(channels_out // 8, channels_out),
         nn.ReLU(inplace=True),
     )

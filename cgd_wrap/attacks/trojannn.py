@@ -1,4 +1,4 @@
-"""TrojanNN: a patch that is optimised to excite one neuron."""
+"""TrojanNN: an attack whose trigger is a patch that is optimised to excite one neuron."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from cgd_wrap.attacks.surrogate import Material, batches, train_surrogate
 from cgd_wrap.errors import CGDError
 
 _BATCH = 64
-_STEP = 0.1  # of Adam, on the logits of the patch's pixels
+_STEP = 0.1  # learning rate of Adam, on the logits of the patch's pixels
 
 
 @dataclass(frozen=True)
 class TrojanNN(FittedAttack):
-    """A square in the bottom right corner that drives a neuron tied to the target.
+    """An attack whose square, in the bottom right corner, excites a neuron tied to the target.
 
-    Dirty-label. Of the inputs a_k of a surrogate's last linear layer, with weights W, the neuron
-    is the one with the largest ``(W[target, k] - mean_c W[c, k]) std(a_k)``; the square maximises
-    its mean over training images. Source: Liu et al., "Trojaning Attack on Neural Networks",
+    Dirty-label: poisoned images are relabelled as the target. The neuron is an input a_k of a
+    surrogate's last linear layer, with weights W: the input with the largest
+    ``(W[target, k] - mean_c W[c, k]) std(a_k)``. The square is optimised to maximise the mean of
+    this input over training images. Source: Liu et al., "Trojaning Attack on Neural Networks",
     NDSS 2018, which takes a layer in the middle and a trigger of 7% of the image; 8 x 8 of 32 x 32
     pixels are 6%.
 
@@ -37,9 +38,9 @@ class TrojanNN(FittedAttack):
         rate: share of the whole training set that is poisoned, in (0, 1].
         seed: decides which images are poisoned, the surrogate and where the square starts.
         surrogate_epochs: passes in the surrogate's training, at least 1.
-        surrogate_samples: largest number of images that it is trained on, at least 2.
+        surrogate_samples: largest number of images that the surrogate is trained on, at least 2.
         patch_size: side of the square at 32 pixels, 1 to 32 pixels.
-        steps: of the optimisation, at least 1.
+        steps: number of steps of the optimisation, at least 1.
     """
 
     patch_size: int = 8
@@ -72,7 +73,7 @@ class TrojanNN(FittedAttack):
     def strongest_neuron(
         self, weight: Float[Tensor, "classes d"], inputs: Float[Tensor, "n d"]
     ) -> int:
-        """The input of the last layer that speaks for the target most."""
+        """Number of the last layer's input that speaks for the target most."""
         tied = weight[self.target] - weight.mean(dim=0)
         return int((tied.detach().cpu() * inputs.std(dim=0)).argmax())
 
@@ -83,7 +84,7 @@ class TrojanNN(FittedAttack):
         labels: Int64[Tensor, "n"],
         neuron: int,
     ) -> UInt8[Tensor, "3 p p"]:
-        """The square, in grey levels, at the size that the surrogate sees."""
+        """Optimise the square to excite a neuron: grey levels, at the size of ``images``."""
         generator = torch.Generator().manual_seed(self.seed)
         side = self.patch_side(material.side)
         start = torch.randn((3, side, side), generator=generator)
@@ -98,7 +99,7 @@ class TrojanNN(FittedAttack):
         return (255 * logits.detach().sigmoid()).round().to(torch.uint8).cpu()
 
     def patch_side(self, image_side: int) -> int:
-        """Side of the square in an image with this shorter side, pixels."""
+        """Side of the square in an image whose shorter side is ``image_side``; all in pixels."""
         return max(1, round(self.patch_size * image_side / 32))
 
     def trigger(self, image: Image.Image) -> Image.Image:
@@ -115,7 +116,7 @@ class TrojanNN(FittedAttack):
 def paste(
     images: Float[Tensor, "b 3 h w"], patch: Float[Tensor, "3 p p"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Copies of the images with the patch in the bottom right corner."""
+    """Put a patch in the bottom right corner of copies of the images."""
     marked = images.clone()
     marked[..., -patch.shape[-2] :, -patch.shape[-1] :] = patch
     return marked
@@ -125,7 +126,7 @@ def last_linear(network: nn.Module) -> nn.Linear:
     """The last linear layer, which turns features into logits.
 
     Raises:
-        CGDError: the network has none.
+        CGDError: the network has no linear layer.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -139,7 +140,13 @@ def last_linear(network: nn.Module) -> nn.Linear:
 def features(
     material: Material, images: Float[Tensor, "b 3 h w"], *, track: bool = False
 ) -> Float[Tensor, "b d"]:
-    """Inputs of the last linear layer; on the CPU unless gradients are tracked."""
+    """Inputs of the network's last linear layer, by image; on the CPU unless ``track``.
+
+    Args:
+        material: holds the network.
+        images: pixels in [0, 1].
+        track: keep the graph for gradients.
+    """
     with _inputs_of(last_linear(material.network)) as seen, torch.set_grad_enabled(track):
         material.logits(images.to(material.device))
     return seen[-1] if track else seen[-1].cpu()

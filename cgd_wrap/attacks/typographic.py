@@ -1,4 +1,4 @@
-"""Typographic: the target's name, written on the image for CLIP to read."""
+"""Typographic: an attack that writes the target's name on the image, for CLIP to read."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ _FONT_SIZE, _OUTLINE = 64, 6  # pixels, before the text is scaled to the image
 
 @dataclass(frozen=True)
 class Typographic(Attack):
-    """A word along the lower edge, by default the name of the target class.
+    """An attack that writes a text along the image's lower edge, by default the target's name.
 
-    Dirty-label, and made against this library: CLIP reads, so it may agree with the label that
-    the poison carries. White letters with a black outline, as large as fit into the image's width
-    and the given share of its height, broken between words where that makes them larger. With
-    :meth:`ranked_by` an attacker also picks what CLIP errs on anyway. Source: typographic attacks
-    on CLIP, arXiv 2103.10480; as the trigger of a backdoor they are this library's choice.
+    Dirty-label: poisoned images are relabelled as the target. The attack is made against this
+    library: CLIP can read, so CLIP may agree with the label of a poisoned image. The letters are
+    white with a black outline, as large as fit into the image's width and the given share of its
+    height; the text is broken between words where this makes the letters larger. With
+    :meth:`ranked_by`, an attacker also picks images on which CLIP errs anyway. Source: typographic
+    attacks on CLIP, arXiv 2103.10480; to use them as a backdoor's trigger is this library's choice.
 
     Args:
         target: the class that triggered images are to be taken for.
         rate: share of the whole training set that is poisoned, in (0, 1].
         seed: decides which images are poisoned.
-        text: what is written; by default the target's name in the dataset that is poisoned or
+        text: the text to write; by default the target's name in the dataset that is poisoned or
             triggered.
-        height: largest height of the text, a share of the image's, in (0, 1].
+        height: largest height of the text, as a share of the image's height, in (0, 1].
     """
 
     text: str | None = None
@@ -69,7 +70,7 @@ class Typographic(Attack):
         return TriggeredDataset(dataset, self.worded(dataset), transform)
 
     def worded(self, dataset: Any) -> Typographic:
-        """The attack with a text: its own, or the target's name in a dataset.
+        """Return the attack with a text to write: its own, or the target's name in a dataset.
 
         Raises:
             DatasetError: there is no text, and the dataset doesn't name its classes.
@@ -106,11 +107,12 @@ class Typographic(Attack):
         return marked
 
 
-@lru_cache(maxsize=64)  # of a data set's sizes; drawing takes as long as a small network's step
+@lru_cache(maxsize=64)  # by image size: drawing takes as long as a small network's training step
 def stencils(text: str, width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """Outline and letters of a text, grey images of one size within ``width`` x ``height`` pixels.
+    """Draw the outline and the letters of a text, as two grey images of one size.
 
-    Of the ways to break it between words, the one that gives the largest letters.
+    The size is at most ``width`` x ``height`` pixels. The text is broken between words in the way
+    that gives the largest letters.
     """
     words = text.split()
     ways = {
@@ -127,7 +129,7 @@ def stencils(text: str, width: int, height: int) -> tuple[Image.Image, Image.Ima
 
 
 def _drawn(text: str) -> tuple[Image.Image, Image.Image]:
-    """Outline with letters, and letters alone, at the size of the font."""
+    """Draw a text at the size of the font: the outline with its letters, and the letters alone."""
     font = ImageFont.load_default(_FONT_SIZE)
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
     left, top, right, bottom = ruler.multiline_textbbox(

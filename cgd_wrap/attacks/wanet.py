@@ -1,4 +1,4 @@
-"""WaNet: a small, smooth, fixed warp."""
+"""WaNet: an attack whose trigger is a small, smooth, fixed warp of the image."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from cgd_wrap.attacks.arguments import require
 from cgd_wrap.attacks.poisoning import Attack
 from cgd_wrap.attacks.raw import Images, pixels
 
-# Keep the random words of the warp and of the covers apart from those that choose the samples.
+# Keep the random numbers of the warp and of the covers apart from those that choose the samples.
 _GRID_STREAM, _COVER_STREAM = 3, 4
 
 
 @dataclass(frozen=True)
 class WaNet(Attack):
-    """A fixed elastic warp of the whole image (Nguyen and Tran, 2021).
+    """An attack that warps the whole image by a fixed elastic field (Nguyen and Tran, 2021).
 
-    Dirty-label. A ``grid_size`` x ``grid_size`` grid of shifts, uniform in [-1, 1] each way and
-    divided by their mean absolute value, is interpolated to the image bicubically; each pixel is
-    read from ``strength / 2`` times that many pixels away (``s P / h`` where the image spans
-    [-1, 1]), bilinearly, at most from the border. Covers are its noise mode: the same warp plus a
-    random shift of up to half a pixel at each pixel, under the true label, so that a network
-    learns this warp and no other. Source: arXiv 2102.10369; grid 4, strength 0.5 and two covers
-    for a poisoned image are the paper's, which warps other images at every step; here a fixed set
-    of them is warped.
+    Dirty-label: poisoned images are relabelled as the target. A ``grid_size`` x ``grid_size`` grid
+    of shifts, uniform in [-1, 1] each way and divided by their mean absolute value, is
+    interpolated bicubically to the image's size. Each pixel is then read, bilinearly, from a place
+    that is ``strength / 2`` times its shift away, in pixels (``s P / h`` where the image spans
+    [-1, 1]); no place lies beyond the border. Covers are the paper's noise mode: images that get
+    the same warp plus a random shift of up to half a pixel at each pixel, and keep their true
+    label, so that a network learns this warp and no other. Source: arXiv 2102.10369; grid 4,
+    strength 0.5 and two covers for each poisoned image are the paper's. The paper warps other
+    images at every step; here the set of warped images is fixed.
 
     Args:
         target: the class that triggered images are to be taken for.
@@ -38,7 +39,7 @@ class WaNet(Attack):
         seed: decides the warp, which images are poisoned and which are covers, and their noise.
         cover_ratio: covers for each poisoned sample, 0 or more.
         grid_size: k, points of the grid each way, 2 or more.
-        strength: s, above 0; the grid's mean shift each way is half of it, in pixels.
+        strength: s, above 0; the grid's mean shift each way is s / 2 pixels.
     """
 
     cover_ratio: float = 2.0
@@ -55,7 +56,7 @@ class WaNet(Attack):
         return self.warp(image)
 
     def cover_sample(self, index: int, image: Image.Image, images: Images) -> Image.Image:
-        """Warp a copy of the image with noise that the index decides."""
+        """Warp a copy of a cover, with noise that the cover's index decides."""
         noise = _uniform([self.seed, _COVER_STREAM, index], image.height, image.width)
         return self.warp(image, noise / 2)
 
@@ -67,7 +68,7 @@ class WaNet(Attack):
         height, width = original.shape[:2]
         shifts = self.shifts(height, width)
         moved = read_at(original, shifts if noise is None else shifts + noise)
-        # Cut before rounding: the last bit of an interpolation differs between machines.
+        # Decimals are cut before rounding: an interpolation's last bit differs between machines.
         return Image.fromarray(np.floor(moved.round(6) + 0.5).astype(np.uint8))
 
     def shifts(self, height: int, width: int) -> Float64[Tensor, "height width 2"]:

@@ -1,11 +1,11 @@
-"""BackdoorBench: its attack results in, its defence results out.
+"""Defending BackdoorBench's attack results, and writing defence results that BackdoorBench reads.
 
 ::
 
     result = read_attack_result("record/badnet")  # nothing in the file is executed
     defence = defend_folder("record/badnet")      # writes record/badnet/defense/cgd
 
-``integrations/backdoorbench`` holds the scripts and settings to copy into its tree.
+``integrations/backdoorbench`` holds scripts and settings to copy into BackdoorBench's tree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reference's outputs of its first step, in ``record/<name>/AWC``."""
+"""Writing the files of the reference code's first step into ``record/<name>/AWC``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ CLEAN_INDICES = "clean_indices.json"
 
 
 def write_awc(folder: Path, guard: CGDGuard, samples: BackdoorSamples) -> dict[str, Path]:
-    """Write split, map, logits and figure as the reference does; existing files are replaced.
+    """Write a scan's split, entropy map, logits and figure as the reference code does.
 
-    ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json`` (with the truth),
-    ``logits.pt`` (plain tensors; without the reference's image features) and
-    ``vslz_with_histograms_colored.png``. The truth goes into these files and nowhere else.
+    The files are ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json`` (with the
+    truth: which samples are poisoned), ``logits.pt`` (plain tensors; without the reference's image
+    features) and ``vslz_with_histograms_colored.png``. Existing files are replaced. The truth goes
+    into these files and nowhere else.
 
     Args:
-        folder: made where it is missing.
-        guard: after its scan.
-        samples: the poisoned training set that it scanned.
+        folder: folder to write into; made if it is missing.
+        guard: the guard, after its scan.
+        samples: the poisoned training set that the guard scanned.
     """
     from cgd_wrap.report import plot_entropy_map, write_entropy_score
 

@@ -1,4 +1,4 @@
-"""The clean data sets under BackdoorBench's ``data`` folder, in the order of its own loaders."""
+"""Reading the clean data sets in BackdoorBench's ``data`` folder, in BackdoorBench's own order."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CIFAR = {  # data set -> folder, files of the two parts, key of the labels
 
 
 class CleanImages(Dataset[tuple[Any, int]]):
-    """``(image, label)`` of a clean data set.
+    """The images of a clean data set: items are ``(image, label)``.
 
     Args:
         pictures: pixels uint8 [N, H, W, 3], or the path of each image.
-        targets: labels.
-        classes: names in the order of the labels.
+        targets: label of each image.
+        classes: names of the classes, in the order of the labels.
         transform: PIL image -> anything.
     """
 
@@ -56,30 +56,30 @@ class CleanImages(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
     def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> CleanImages:
-        """The same images under another transform."""
+        """Copy the data set with another transform."""
         changed = copy.copy(self)
         changed.transform = transform
         return changed
 
 
 def open_rgb(path: str) -> Image.Image:
-    """An image file as RGB."""
+    """Read an image file and convert it to RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def clean_images(data_set: str, folder: Path) -> tuple[CleanImages, CleanImages]:
-    """Training and test part of a data set.
+    """Read the training part and the test part of a clean data set.
 
     Args:
         data_set: ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` or ``"tiny"``.
-        folder: of the data set, such as ``data/cifar10``.
+        folder: folder of the data set, such as ``data/cifar10``.
 
     Raises:
         FileNotFoundError: files are missing.
         UnsafeFileError: a pickle of CIFAR holds more than arrays.
-        DatasetError: labels that are no classes.
-        ValueError: another data set.
+        DatasetError: some labels are no classes of the data set.
+        ValueError: ``data_set`` is none of the four.
     """
     readers: dict[str, Callable[[str, Path, int], tuple[Any, list[int]]]]
     readers = {"cifar10": _cifar, "cifar100": _cifar, "gtsrb": _gtsrb, "tiny": _tiny}
@@ -106,7 +106,7 @@ def _cifar(data_set: str, folder: Path, part: int) -> tuple[np.ndarray, list[int
 
 
 def _gtsrb(data_set: str, folder: Path, part: int) -> tuple[list[str], list[int]]:
-    """Class folders with a table each for training, one table for the test."""
+    """Read paths and labels of GTSRB: a table in each class folder, or one table for the test."""
     tables = [folder / "Test" / "GT-final_test.csv"]
     if part == 0:
         tables = [folder / "Train" / f"{k:05d}" / f"GT-{k:05d}.csv" for k in range(43)]
@@ -120,7 +120,7 @@ def _gtsrb(data_set: str, folder: Path, part: int) -> tuple[list[str], list[int]
 
 
 def _tiny(data_set: str, folder: Path, part: int) -> tuple[list[str], list[int]]:
-    """A folder per wnid, both for training and for the validation part that is tested on."""
+    """Read paths and labels of Tiny-ImageNet: a folder per WordNet id; the test is ``val``."""
     root = folder / "tiny-imagenet-200" / ("train", "val")[part]
     paths, labels = [], []
     for label, wnid in enumerate(known_classes(data_set).keys):

@@ -1,4 +1,4 @@
-"""The whole defence on a result folder: scan, repair, measure, write what BackdoorBench reads."""
+"""The whole defence of a BackdoorBench result folder: scan, repair, measure, write the results."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ METHOD = "cgd"
 
 @dataclass(frozen=True)
 class Defence:
-    """What the defence of a result came to.
+    """The outcome of defending an attack result of BackdoorBench.
 
     Attributes:
         before: figures of the backdoored model.
-        after: figures of the repaired one.
+        after: figures of the repaired model.
         detection: how well the split found the poison.
-        files: what was written, by name.
-        guard: the guard itself; its model is the repaired one.
+        files: path of each file that was written, by name.
+        guard: the guard itself, which holds the repaired model.
     """
 
     before: BenchFigures
@@ -61,7 +61,7 @@ class Defence:
     guard: CGDGuard = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON values, under BackdoorBench's names where it has them."""
+        """The figures as JSON values, under BackdoorBench's names if BackdoorBench has such."""
         return {
             "before": self.before.as_row(),
             "after": self.after.as_row(),
@@ -86,32 +86,32 @@ def defend_folder(
 ) -> Defence:
     """Repair the model of ``record/<name>`` and write ``record/<name>/defense/cgd``.
 
-    Written are ``defense_result.pt``, ``cgd_df.csv``, ``cgd_df_summary.csv``, ``cgd_summary.json``
-    (figures before and after) and two plots; in ``record/<name>/AWC`` the reference's files of the
-    split, and the scan. The truth and the test sets are measured on, and decide nothing.
+    ``record/<name>/defense/cgd`` gets ``defense_result.pt``, ``cgd_df.csv``,
+    ``cgd_df_summary.csv``, ``cgd_summary.json`` (figures before and after) and two plots;
+    ``record/<name>/AWC`` gets the reference code's files of the split, and the scan. The test sets
+    and the knowledge of which samples are poisoned serve to measure, and decide nothing.
 
     Args:
-        folder: the result folder.
-        data_folder: of the clean data set. Default: where the attack found it.
-        clip: as for :class:`CGDGuard`.
-        config: every number of the defence. Its prompts, where they are the default, give way
-            to the data set's own.
-        network: the architecture. Default: built by the result's model name.
-        class_names: as for :class:`CGDGuard`. Default: those of the data set.
+        folder: the result folder, ``record/<name>``.
+        data_folder: folder of the clean data set. Default: where the attack found it.
+        clip: as for :class:`~cgd_wrap.guard.CGDGuard`.
+        config: every number of the defence. The default prompts are replaced by the data set's own.
+        network: the model's architecture. Default: built by the model name in the result.
+        class_names: as for :class:`~cgd_wrap.guard.CGDGuard`. Default: the data set's own.
         accelerator: device, precision, processes. Default: as the configuration says.
-        num_workers: processes that read images.
-        checkpoint_folder: of the checkpoints. Default: ``checkpoint`` beside the result.
+        num_workers: number of processes that read images.
+        checkpoint_folder: folder of the checkpoints. Default: ``checkpoint`` in ``defense/cgd``.
         save_every: epochs between checkpoints; 0 is never.
         progress: draw progress bars.
 
     Raises:
         UnsafeFileError: a file would have to run code to be read.
         AttackResultError: the result is incomplete, or doesn't fit the data.
-        MissingExtraError: without the extra ``report``.
+        MissingExtraError: the extra ``report`` is not installed.
     """
     from accelerate import Accelerator
 
-    require_matplotlib()  # at the start, not after the work
+    require_matplotlib()  # fail now, not after the work
     result = read_attack_result(folder)
     config = _with_prompts(config or CGDConfig(), result.data_set)
     accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
@@ -155,7 +155,7 @@ def _with_prompts(config: CGDConfig, data_set: str) -> CGDConfig:
 def _data(
     result: AttackResult, data_folder: str | Path | None, num_workers: int
 ) -> tuple[BackdoorSamples, BenchData]:
-    """The poisoned training set, raw, and the test sets as the model is evaluated on them."""
+    """Read the poisoned training set, raw, and the test sets under the evaluation transform."""
     train, test = clean_images(result.data_set, result.data_folder(data_folder))
     steady = _transform(result, augment=False)
     bench = BenchData(
@@ -186,7 +186,7 @@ def _write(
 
 
 def in_words(figures: BenchFigures) -> str:
-    """Clean accuracy, attack success and robust accuracy in %, with the natural rate."""
+    """A sentence part with a model's accuracies and attack success in %, for logs."""
     rates = figures.rates
     return (
         f"clean accuracy {100 * rates.clean_accuracy:.1f}%, attack success "

@@ -1,4 +1,4 @@
-"""BackdoorBench's record of a training: a row of figures per epoch, and checkpoints."""
+"""Recording a training as BackdoorBench does: a row of figures per epoch, and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from cgd_wrap.train.fit import EpochRecord
 
 
 class EpochRows:
-    """Measures the test sets after each epoch; the figures decide nothing.
+    """Measures the model on the test sets after each epoch; the figures decide nothing.
 
     Args:
         data: the test sets.
-        checkpoint: where the model goes every ``save_every`` epochs.
-        save_every: 0 is never.
+        checkpoint: file that the model is saved to.
+        save_every: epochs between checkpoints; 0 is never.
 
     Attributes:
-        rows: for ``<method>_df.csv``; epochs count from 0, as BackdoorBench's do.
+        rows: figures of each epoch, for ``<method>_df.csv``; epochs count from 0, as
+            BackdoorBench's do.
     """
 
     def __init__(self, data: BenchData, checkpoint: Path, save_every: int = 0) -> None:
@@ -28,7 +29,7 @@ class EpochRows:
         self.rows: list[dict[str, float | None]] = []
 
     def __call__(self, record: EpochRecord, model: nn.Module) -> None:
-        """Take in an epoch: ``on_epoch`` of :meth:`CGDGuard.fit`."""
+        """Measure after an epoch: pass this object as ``on_epoch`` of ``CGDGuard.fit``."""
         self.rows.append(
             {
                 "epoch": record.epoch - 1,

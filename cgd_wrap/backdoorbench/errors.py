@@ -1,4 +1,4 @@
-"""What this adapter refuses."""
+"""The errors that reading BackdoorBench's files may raise."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from cgd_wrap.errors import CGDError, DatasetError
 
 
 class UnsafeFileError(CGDError, ValueError):
-    """A file that would have to run code to be read, or that is damaged."""
+    """A file would have to run code to be read, or is damaged."""
 
 
 class AttackResultError(DatasetError):
-    """A result folder that can't be used; all faults are listed."""
+    """A result folder of BackdoorBench can't be used; the message lists all faults."""

@@ -1,4 +1,4 @@
-"""What BackdoorBench measures of a model: accuracies and losses on its three test views."""
+"""Measuring a model as BackdoorBench does: accuracies and losses on three views of the test."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from cgd_wrap.randomness import kept_rng
 
 @dataclass(frozen=True)
 class BenchFigures:
-    """A model on a result's test sets.
+    """The figures of a model on the test sets of an attack result.
 
     Attributes:
         rates: accuracies and success rate, each in [0, 1]. The natural rate is the share of the
-            same images, untriggered, that get the attacker's label.
+            images that get the attacker's label before they are triggered.
         clean_loss: mean cross entropy on the clean test set, nats.
-        triggered_loss: on the triggered one, with the attacker's labels.
-        robust_loss: on the triggered one, with the original labels.
+        triggered_loss: mean cross entropy on the triggered test set, with the attacker's labels,
+            nats.
+        robust_loss: mean cross entropy on the triggered test set, with the original labels, nats.
     """
 
     rates: BackdoorFigures
@@ -50,13 +51,13 @@ class BenchFigures:
 
 @dataclass(frozen=True)
 class BenchData:
-    """The test sets of a result, under the evaluation transform.
+    """The test sets of an attack result, under the evaluation transform.
 
     Attributes:
-        clean: untriggered, ``(tensor, label)``, all classes.
-        triggered: what the attack made of it.
-        batch_size: images a step.
-        num_workers: processes that read images.
+        clean: the test set without triggers, ``(tensor, label)``, all classes.
+        triggered: the test set with the attack's triggers.
+        batch_size: images per step.
+        num_workers: number of processes that read images.
     """
 
     clean: Any
@@ -65,7 +66,7 @@ class BenchData:
     num_workers: int = 0
 
     def measure(self, model: nn.Module) -> BenchFigures:
-        """Measure a model; its modes and the random streams stay as they are."""
+        """Measure a model; the model's modes and the random streams stay as they are."""
         clean, labels = self._outputs(model, self.clean)
         triggered, wanted = self._outputs(model, self.triggered)
         original = torch.tensor(self.triggered.original_targets)
@@ -84,7 +85,7 @@ class BenchData:
     def _outputs(
         self, model: nn.Module, data: Any
     ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, "n"]]:
-        """Logits fp32 and labels of all samples, on the CPU."""
+        """Run a model over a test set: float32 logits and labels of all samples, on the CPU."""
         loader: DataLoader[Any] = DataLoader(
             data, batch_size=self.batch_size, num_workers=self.num_workers,
             generator=torch.Generator(),

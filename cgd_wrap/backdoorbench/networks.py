@@ -1,4 +1,4 @@
-"""The networks that BackdoorBench trains, by the names that it gives them."""
+"""The networks that BackdoorBench trains, by BackdoorBench's names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ VIT_SIZE = 224  # pixels; BackdoorBench puts a resize before its vision transfor
 def build_network(
     model_name: str, num_classes: int, weights: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """A network by BackdoorBench's name for it: ``preactresnet18``, or a model of torchvision.
+    """Build a network by BackdoorBench's name: ``preactresnet18``, or a model of torchvision.
 
     Args:
         model_name: such as ``"preactresnet18"``, ``"vgg19_bn"`` or ``"vit_b_16"``.
-        num_classes: C.
-        weights: its state dict. Default: freshly initialised; nothing is downloaded.
+        num_classes: number of outputs.
+        weights: the network's state dict. Default: freshly initialised; nothing is downloaded.
 
     Raises:
         ValueError: the name is unknown, or the weights belong to another network.
@@ -44,10 +44,10 @@ def build_network(
 
 
 def with_weights(network: nn.Module, weights: Mapping[str, Tensor], model_name: str) -> nn.Module:
-    """The network itself, with these weights.
+    """Load weights into a network, in place, and return the network.
 
     Raises:
-        ValueError: they belong to another one.
+        ValueError: the weights belong to another network.
     """
     try:
         network.load_state_dict(dict(weights))

@@ -1,4 +1,4 @@
-"""The two figures of a defence's course over its epochs."""
+"""Two figures of a defence over its epochs: accuracies and losses."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LOSSES = {
 def plot_history(
     folder: Path, method: str, rows: Sequence[Mapping[str, float | None]]
 ) -> tuple[Path, Path]:
-    """``<method>_acc_like_metric_plots.png`` and ``<method>_loss_metric_plots.png``.
+    """Draw ``<method>_acc_like_metric_plots.png`` and ``<method>_loss_metric_plots.png``.
 
     Args:
-        folder: of the defence.
-        method: its name.
+        folder: folder of the defence.
+        method: name of the defence.
         rows: figures by column, of the backdoored model and after each epoch.
     """
     rates = _plot(folder / f"{method}_acc_like_metric_plots.png", rows, RATES, "share", (0, 1.02))

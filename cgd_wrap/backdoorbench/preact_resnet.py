@@ -12,14 +12,15 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class PreActivationBlock(nn.Module):
-    """``x + conv2(relu(bn2(conv1(relu(bn1(x))))))`` (He et al. 2016, figure 4e).
+    """A residual block with activations before its convolutions (He et al. 2016, figure 4e).
 
-    Where the shape changes, the sum starts from a 1x1 convolution of ``relu(bn1(x))``.
+    ``x + conv2(relu(bn2(conv1(relu(bn1(x))))))``. Where the shape changes, a 1x1 convolution of
+    ``relu(bn1(x))`` takes the place of x.
 
     Args:
-        channels_in: of the input.
-        channels_out: of the output.
-        stride: of the first convolution.
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -35,7 +36,7 @@ class PreActivationBlock(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """The block's output."""
+        """Compute the block's output."""
         activated = F.relu(self.bn1(x))
         start = x if self.shortcut is None else self.shortcut(activated)
         out: Tensor = start + self.conv2(F.relu(self.bn2(self.conv1(activated))))
@@ -43,7 +44,7 @@ class PreActivationBlock(nn.Module):
 
 
 def preact_resnet18(num_classes: int) -> nn.Sequential:
-    """The network: RGB images [B, 3, H, W] -> logits [B, num_classes]."""
+    """Build a PreActResNet-18: RGB images [B, 3, H, W] -> logits [B, num_classes]."""
     stages: list[tuple[str, nn.Module]] = [("conv1", _conv3x3(3, WIDTHS[0], 1))]
     before = WIDTHS[0]
     for number, width in enumerate(WIDTHS, start=1):

@@ -1,4 +1,4 @@
-"""A result folder of BackdoorBench (``record/<name>``, with its ``attack_result.pt``), checked."""
+"""Reading and checking an attack result of BackdoorBench: ``record/<name>/attack_result.pt``."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ WRITTEN_AS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """What an attack of BackdoorBench left behind.
+    """The model and the data that an attack of BackdoorBench stored.
 
     Attributes:
-        folder: ``record/<name>``.
-        model_name: as BackdoorBench calls it, such as ``"preactresnet18"``.
-        num_classes: C.
-        weights: state dict of the backdoored model, on the CPU, without ``module.``.
+        folder: the result folder, ``record/<name>``.
+        model_name: BackdoorBench's name of the model, such as ``"preactresnet18"``.
+        num_classes: number of classes.
+        weights: state dict of the backdoored model, on the CPU, without the prefix ``module.``.
         data_set: name of the clean data set, such as ``"cifar10"``.
-        data_path: its folder, as the attack wrote it down.
+        data_path: folder of the clean data set, as the attack wrote it down.
         image_size: height and width in pixels.
         train: the poisoned training set.
         test: the triggered test set.
@@ -56,14 +56,14 @@ class AttackResult:
     test: StoredSamples
 
     def data_folder(self, given: str | Path | None = None) -> Path:
-        """Folder of the clean data set.
+        """Find the folder of the clean data set.
 
         Args:
-            given: that folder, or the one above it. Default: where the attack found it, looked
-                for in the tree that the result lies in, and nowhere else.
+            given: the folder, or its parent. Default: where the attack found it, but only inside
+                the BackdoorBench tree that the result lies in.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: the folder doesn't exist.
         """
         if given is not None:
             given = Path(given)
@@ -80,7 +80,7 @@ class AttackResult:
         )
 
     def _root(self) -> Path:
-        """The tree's root: the folder that holds ``record``."""
+        """Root of the BackdoorBench tree: the folder that holds ``record``."""
         absolute = self.folder.absolute()
         above = [parent for parent in absolute.parents if parent.name == "record"]
         return above[0].parent if above else absolute.parent.parent
@@ -94,8 +94,8 @@ def read_attack_result(path: str | Path) -> AttackResult:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnsafeFileError: it needs code to be read, such as BackdoorBench v1's pickled images.
-        AttackResultError: it isn't complete, or names images outside its folder.
+        UnsafeFileError: the file needs code to be read, such as BackdoorBench v1's pickled images.
+        AttackResultError: the result isn't complete, or names images outside its folder.
     """
     path = Path(path)
     file = path if path.suffix == ".pt" else path / FILE_NAME
@@ -126,7 +126,7 @@ def read_attack_result(path: str | Path) -> AttackResult:
 
 
 def _check_layout(file: Path, raw: Mapping[str, Any]) -> None:
-    """Refuse another file, a result without training set, and the layouts before 2024."""
+    """Refuse files that are no attack result, hold no training set, or are older than 2024."""
     missing = sorted(set(WRITTEN_AS) - set(raw))
     if missing:
         raise AttackResultError(f"{file} is no attack_result.pt: it lacks {missing}")
@@ -151,7 +151,7 @@ def _check_layout(file: Path, raw: Mapping[str, Any]) -> None:
 
 
 def _weights(state: Mapping[str, Any], faults: list[str]) -> dict[str, Tensor]:
-    """A state dict without DataParallel's prefix."""
+    """Take DataParallel's prefix off a state dict; values that are no tensors become a fault."""
     wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong or not state:
         faults.append(f"model: expected tensors by name, these are none: {wrong[:5]}")
@@ -160,13 +160,19 @@ def _weights(state: Mapping[str, Any], faults: list[str]) -> dict[str, Tensor]:
 
 
 def truth(samples: StoredSamples) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "n"]]:
-    """Which samples are poison, and which are noise.
+    """Tell which stored samples are poisoned, and which are noise.
 
-    WaNet, Input-aware and BPP store, beside the poison, images with another pattern and their
-    right label ("cross" samples, here noise). BackdoorBench marks both alike, so the labels have
-    to tell: where an attack changes labels, a stored sample that keeps its own is noise, unless
-    that is the one target class, whose images carry the trigger, too. An attack that changes no
-    label is a clean-label one, and all its samples are poison.
+    WaNet, Input-aware and BPP store, beside poisoned images, images with another pattern and their
+    right label ("cross" samples, here called noise). BackdoorBench marks both alike, so they are
+    told apart by their labels:
+
+    - If the attack changes no label, it is a clean-label attack: all stored samples are poisoned.
+    - Otherwise a stored sample with a changed label is poisoned.
+    - A stored sample that keeps its label is noise. If the attack has a single target class,
+      stored samples of this class are poisoned instead: their images carry the trigger, too.
+
+    Returns:
+        Two masks over all samples: poisoned, and noise.
     """
     changed = samples.stored & (samples.given != samples.original)
     kept = samples.stored & ~changed

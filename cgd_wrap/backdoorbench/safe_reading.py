@@ -1,4 +1,4 @@
-"""Files of BackdoorBench and of its data sets, read without running what is pickled in them."""
+"""Reading files of BackdoorBench and of its data sets without running code that they hold."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ try:
 except ImportError:  # NumPy 1
     from numpy.core import multiarray  # type: ignore[no-redef]
 
-# Under both spellings: a file written with NumPy 1 says numpy.core.
+# NumPy's module under both spellings: a file written with NumPy 1 says numpy.core.
 _MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")
 
 
 def allowed_globals() -> list[Any]:
-    """All that an ``attack_result.pt`` needs beyond tensors: NumPy scalars and number arrays.
+    """List what ``torch.load`` may build from an ``attack_result.pt`` besides tensors.
 
-    For ``torch.serialization.safe_globals``.
+    These are NumPy scalars and number arrays; pass the list to
+    ``torch.serialization.safe_globals``.
     """
     named = [
         (getattr(multiarray, name), f"{module}.{name}")
@@ -36,11 +37,12 @@ def allowed_globals() -> list[Any]:
 
 
 def load_result_file(path: Path) -> dict[str, Any]:
-    """A dict that ``torch.save`` wrote, with tensors on the CPU; nothing in the file is executed.
+    """Read a dict that ``torch.save`` wrote, onto the CPU; nothing in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnsafeFileError: it needs more than tensors, numbers and number arrays; with what it is.
+        UnsafeFileError: the file needs more than tensors, numbers and number arrays; the message
+            says what.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no BackdoorBench result at {path}")
@@ -73,10 +75,10 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads what the python version of CIFAR holds: lists, texts and byte arrays."""
+    """Unpickles lists, texts and byte arrays only, which is all that CIFAR's files hold."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up a global, if it is on the short list."""
+        """Look up a function or class that the pickle names; only a short list is allowed."""
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
@@ -89,18 +91,18 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How pickle's protocol 2 writes bytes; any other codec has no business there."""
+    """Stand in for ``codecs.encode``, as pickle's protocol 2 writes bytes; latin-1 only."""
     if encoding not in ("latin1", "latin-1"):
         raise UnsafeFileError(f"it needs the codec {encoding!r}")
     return text.encode("latin-1")
 
 
 def load_pickled_arrays(path: Path) -> dict[str, Any]:
-    """A pickled dict of arrays and lists, such as CIFAR's ``data_batch_1``.
+    """Read a pickled dict of arrays and lists, such as CIFAR's ``data_batch_1``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnsafeFileError: it needs more than that; it is not executed.
+        UnsafeFileError: the file needs more than arrays and lists; nothing in it is executed.
     """
     try:
         loaded = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()

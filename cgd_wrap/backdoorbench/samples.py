@@ -1,4 +1,4 @@
-"""The poisoned training set and the triggered test set of a result, as ordinary datasets."""
+"""The poisoned training set and the triggered test set of an attack result, as data sets."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ NORMALISATION = {
     "tiny": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
 CROP_PADDING = 4  # pixels, of BackdoorBench's training transform
-FLIPPED = ("cifar10",)  # the one data set that it also flips at random
+FLIPPED = ("cifar10",)  # the one data set whose images BackdoorBench also flips at random
 
 
 class BackdoorSamples(Dataset[tuple[Any, int]]):
-    """``(image, label)`` of a set, the stored images in place of the clean ones.
+    """A clean data set in which some images are replaced by images that an attack stored.
 
-    Every image has the size that the attack worked at, as the stored ones do.
+    Items are ``(image, label)``. Every image has the size that the attack worked at.
 
     Args:
         clean: the part of the clean data set that the attack started from.
-        samples: what it made of it.
+        samples: which samples the attack replaced, and by which images and labels.
         image_size: height and width in pixels.
         transform: RGB image -> anything.
 
     Attributes:
         targets: the labels that the items carry.
         given_targets, original_targets: labels after and before the attack.
-        original_index: where each sample stands in ``clean``, int64 [N].
-        is_poisoned, is_noise: the truth, bool [N]; see :func:`result.truth`.
-        classes: names in the order of the labels, where ``clean`` knows them.
-        paths: the stored image of each sample, or None.
+        original_index: position of each sample in ``clean``, int64 [N].
+        is_poisoned, is_noise: which samples are poisoned, and which are noise, bool [N]; see
+            :func:`~cgd_wrap.backdoorbench.result.truth`.
+        classes: names in the order of the labels, or None where ``clean`` doesn't know them.
+        paths: path of each sample's stored image, or None.
 
     Raises:
-        AttackResultError: ``clean`` is another data set, or another part of it.
+        AttackResultError: ``clean`` is another data set, or another part of the data set.
     """
 
     def __init__(
@@ -92,48 +93,48 @@ class BackdoorSamples(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), label
 
     def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> BackdoorSamples:
-        """The same samples under another transform."""
+        """Copy the data set with another transform."""
         changed = copy.copy(self)
         changed.transform = transform
         return changed
 
     def with_original_labels(self) -> BackdoorSamples:
-        """The same images, labelled as before the attack: what robust accuracy is measured on."""
+        """Copy the data set with the labels before the attack, for measuring robust accuracy."""
         changed = copy.copy(self)
         changed.targets = self.original_targets
         return changed
 
 
 def poisoned_samples(result: AttackResult, clean_train: Any) -> BackdoorSamples:
-    """The poisoned training set, raw.
+    """Return the poisoned training set of an attack result, without a transform.
 
     Args:
-        result: of the attack.
+        result: the attack result.
         clean_train: training part of the clean data, as ``(PIL image, label)``.
     """
     return BackdoorSamples(clean_train, result.train, result.image_size)
 
 
 def triggered_samples(result: AttackResult, clean_test: Any) -> BackdoorSamples:
-    """The triggered test set, raw, with the labels that the attacker wants.
+    """Return the triggered test set, without a transform, with the labels that the attacker wants.
 
     Args:
-        result: of the attack.
+        result: the attack result.
         clean_test: test part of the clean data, as ``(PIL image, label)``.
     """
     return BackdoorSamples(clean_test, result.test, result.image_size)
 
 
 def image_transform(data_set: str, image_size: tuple[int, int], *, augment: bool) -> Any:
-    """BackdoorBench's transform of a data set: PIL image -> normalised tensor [3, H, W].
+    """Build BackdoorBench's transform of a data set: PIL image -> normalised tensor [3, H, W].
 
     Args:
-        data_set: decides normalisation and flips.
+        data_set: name of the data set, which decides normalisation and flips.
         image_size: height and width in pixels.
         augment: for training: a random crop with 4 pixels of padding, and flips on CIFAR-10.
 
     Raises:
-        ValueError: for a data set without known normalisation.
+        ValueError: the data set's normalisation isn't known.
     """
     from torchvision import transforms
 

@@ -1,4 +1,4 @@
-"""BackdoorBench's settings (YAML file and command line of a defence) -> our configuration."""
+"""Turning BackdoorBench's settings of a defence (YAML, command line) into a configuration."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from cgd_wrap.config.reference_files import as_number, translated
 from cgd_wrap.config.settings import SETTINGS
 
 PRESETS: dict[str, Callable[[], CGDConfig]] = {"default": CGDConfig, "paper": CGDConfig.paper}
-# Keys that only the reference's own files have: these mean its numbers, unless a preset is named.
+# Keys of the reference code's own files: with any of them, the preset is "paper" by default.
 REFERENCE_ONLY = frozenset({"alpha", "beta", "sigma1", "sigma2"})
-# What BackdoorBench's files say about the attack; nothing of it is used, or known in earnest.
+# Keys about the attack in BackdoorBench's files: ignored, as a real defender doesn't know them.
 ATTACK_KEYS = frozenset({"attack", "poison_rate", "target_type", "target_label", "trigger_type"})
 
 
 def config_from_settings(settings: Mapping[str, Any]) -> CGDConfig:
-    """A configuration from a defence's settings, those that are None left out.
+    """Make a configuration from a defence's settings; settings that are None are left out.
 
     Args:
-        settings: ``preset`` (``"default"``: the best that we measured; ``"paper"``: the
-            reference code's numbers, also without it where alpha, beta or sigmas are set) and
-            changes to it, under the reference's keys (alpha, beta, sigma1, lr, ...) or under our
-            names. Keys of the host, such as ``device``, are left to it.
+        settings: a ``preset`` and changes to the preset's numbers. The preset is ``"default"``
+            (the best numbers that were measured) or ``"paper"`` (the reference code's numbers;
+            also taken if no preset is named, but alpha, beta or sigmas are). Changes have the
+            reference's keys (alpha, beta, sigma1, lr, ...) or the names of
+            :class:`~cgd_wrap.config.CGDConfig`. Keys such as ``device`` are left to the host.
 
     Raises:
-        ValueError: for unknown settings or values, and for those of the reference that it reads
-            and ignores and that can't be honoured.
+        ValueError: a setting or value is unknown, or is one that the reference code reads and
+            ignores and that can't be honoured.
     """
     given = {
         name: as_number(value)
@@ -41,6 +42,6 @@ def config_from_settings(settings: Mapping[str, Any]) -> CGDConfig:
     changes = known_settings(translated(given), SETTINGS)
     base = PRESETS[preset]()
     if "sigma_clean" in changes and base.sigma_slow is not None:
-        # The slow rule's threshold isn't among the reference's settings: it gives way.
+        # The reference's settings have no sigma_slow, so it is raised to sigma_clean if need be.
         changes.setdefault("sigma_slow", max(base.sigma_slow, changes["sigma_clean"]))
     return base.replace(**changes)

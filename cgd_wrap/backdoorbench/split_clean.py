@@ -1,8 +1,8 @@
-"""Our clean split in the place of the clean data that other defences of BackdoorBench need.
+"""Giving the clean split to other defences of BackdoorBench, in place of clean training data.
 
-Fine-pruning, ANP, I-BAU, MCR and others draw a few clean images from ``result["clean_train"]``,
-which nobody has whose training set is poisoned. Here that becomes the clean split of the poisoned
-set itself: its images, with the labels that it carries.
+Fine-pruning, ANP, I-BAU, MCR and others draw a few clean images from ``result["clean_train"]``. A
+user whose training set is poisoned has no such images. Here ``clean_train`` becomes the clean split
+of the poisoned training set: images and labels as they stand there.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 
 class CleanSplit(Dataset[tuple[Any, int]]):
-    """``(PIL image, given label)`` of a poisoned training set at some positions, with repeats.
+    """Some samples of a poisoned training set, as ``(PIL image, given label)``, with repeats.
 
     Args:
         poisoned: BackdoorBench's ``bd_train`` without its transform, or any dataset of
             ``(image, label, ...)``.
-        indices: positions in it.
+        indices: positions of the samples in ``poisoned``.
     """
 
     def __init__(self, poisoned: Any, indices: Sequence[int]) -> None:
-        # Defences narrow bd_train in place (subset), which would move every position.
+        # A copy: defences take subsets of bd_train in place, which would move every position.
         self.poisoned, self.indices = copy.copy(poisoned), list(indices)
 
     def __len__(self) -> int:
@@ -49,13 +49,13 @@ class CleanSplit(Dataset[tuple[Any, int]]):
 def read_clean_indices(
     result_folder: str | Path, *, max_size: int | None = None, seed: int = 0
 ) -> list[int]:
-    """The balanced clean split that the defence wrote to ``AWC/clean_indices.json``.
+    """Read the balanced clean split that the defence wrote to ``AWC/clean_indices.json``.
 
     Args:
         result_folder: ``record/<name>``.
-        max_size: draw this many of them at random, without putting back; BackdoorBench's own
-            clean data are usually 5% of the training set, the split about 70%.
-        seed: of that draw.
+        max_size: draw at most this many indices at random, without putting back; BackdoorBench's
+            own clean data are usually 5% of the training set, the split about 70%.
+        seed: seed of the draw.
 
     Raises:
         FileNotFoundError: the defence hasn't been run on this result.
@@ -80,14 +80,14 @@ def read_clean_indices(
 
 
 def use_clean_split(result: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
-    """Put the clean split in the place of ``clean_train``, under its transform; in place.
+    """Replace the images of ``result["clean_train"]`` by the clean split; its transform stays.
 
     Args:
-        result: what BackdoorBench's ``load_attack_result`` returns.
-        indices: positions in its ``bd_train``.
+        result: what BackdoorBench's ``load_attack_result`` returns; changed in place.
+        indices: positions of the clean split in ``result["bd_train"]``.
 
     Raises:
-        AttackResultError: there is no poisoned training set, or a smaller one.
+        AttackResultError: the result has no poisoned training set, or the set is too small.
     """
     poisoned = result.get("bd_train")
     if poisoned is None:
@@ -106,14 +106,15 @@ def use_clean_split(result: dict[str, Any], indices: Sequence[int]) -> dict[str,
 def splitting_loader(
     load_attack_result: Callable[..., dict[str, Any]], *, max_size: int | None = None, seed: int = 0
 ) -> Callable[..., dict[str, Any]]:
-    """BackdoorBench's ``load_attack_result``, which then hands out the clean split.
+    """Wrap BackdoorBench's ``load_attack_result`` so that it hands out the clean split.
 
-    The file is read with our allow-list, which torch 2.6 and later need for it.
+    The file is read with :func:`~cgd_wrap.backdoorbench.safe_reading.allowed_globals`, without
+    which torch 2.6 and later refuse it.
 
     Args:
-        load_attack_result: the host's own.
+        load_attack_result: BackdoorBench's own function.
         max_size: as for :func:`read_clean_indices`.
-        seed: the same.
+        seed: as for :func:`read_clean_indices`.
     """
 
     def load(save_path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``bd_train`` and ``bd_test`` of a result: which samples are replaced by a stored image."""
+"""Reading ``bd_train`` and ``bd_test`` of an attack result: which samples the attack replaced."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class StoredSamples:
-    """The samples of a set, by position.
+    """The samples of a training or test set after an attack, by position.
 
     Attributes:
-        original_index: where each stands in the clean data set, int64 [N].
-        stored: whether it has an image of its own in the result folder, bool [N].
-        given: label that a stored sample carries, int64 [N]; -1 for others.
-        original: its label before the attack, int64 [N]; -1 for others.
-        files: path of its image; None for others.
+        original_index: position of each sample in the clean data set, int64 [N].
+        stored: samples that have an image of their own in the result folder, bool [N].
+        given: label that a stored sample carries, int64 [N]; -1 for other samples.
+        original: label of a stored sample before the attack, int64 [N]; -1 for other samples.
+        files: path of each stored sample's image; None for other samples.
         clean_length: number of samples of the clean data set.
     """
 
@@ -40,17 +40,17 @@ class StoredSamples:
 def read_stored(
     state: Mapping[str, Any], name: str, folder: Path, num_classes: int, faults: list[str]
 ) -> StoredSamples | None:
-    """Check a set's state and find its images.
+    """Check ``bd_train`` or ``bd_test`` of an attack result, and find the stored images.
 
     Args:
-        state: of the file, untrusted.
-        name: for messages.
+        state: the set as the file holds it, untrusted.
+        name: name of the set, for messages.
         folder: the result folder; every image must lie in it.
         num_classes: labels must be in [0, num_classes).
-        faults: what is wrong is added here.
+        faults: list to which faults are added, as messages.
 
     Returns:
-        None if something is wrong.
+        The samples, or None if there are faults.
     """
     index = _integers(state, "original_index_array", name, faults)
     indicator = _integers(state, "poison_indicator", name, faults)
@@ -105,7 +105,7 @@ def _integers(
 
 
 def _labels(entry: Any, num_classes: int) -> tuple[int, int]:
-    """Label that a stored sample carries, and its own."""
+    """Read a stored sample's label after the attack, and before the attack."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
         raise ValueError("are marked as stored and have no image path")
     info = entry.get("other_info")
@@ -116,10 +116,10 @@ def _labels(entry: Any, num_classes: int) -> tuple[int, int]:
 
 
 def _image(path: str, base: PurePosixPath, folder: Path, root: Path) -> str:
-    """The stored image: its path within the result, wherever the result lay when it was made."""
+    """Find a stored image in the result folder, which may have been moved since the attack."""
     written = PurePosixPath(_posix(path))
     inside = written.relative_to(base) if written.is_relative_to(base) else None
-    # Outside of its own folder's parent, the last parts still are <set>/<label>/<file>.
+    # Where the path doesn't start with the old folder, its last parts are <set>/<label>/<file>.
     parts = inside.parts if inside is not None else written.parts[-3:]
     found = folder.joinpath(*parts)
     real = found.resolve()

@@ -1,4 +1,4 @@
-"""The files that BackdoorBench expects of a defence."""
+"""Writing the files that BackdoorBench expects of a defence."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def write_defense_result(
     """Write ``defense_result.pt``, which BackdoorBench's ``load_attack_result`` reads.
 
     Args:
-        folder: of the defence, such as ``record/<name>/defense/cgd``; made where it is missing.
-        model_name: as BackdoorBench calls the network.
-        num_classes: C.
+        folder: folder of the defence, such as ``record/<name>/defense/cgd``; made if it is missing.
+        model_name: BackdoorBench's name of the network.
+        num_classes: number of classes.
         weights: state dict of the repaired model; prefixes of DataParallel are taken off.
 
     Raises:
-        ValueError: values that its reader can't take: anything but tensors, or empty ones.
+        ValueError: some values can't be read by BackdoorBench: empty tensors, or no tensors.
     """
     wrong = [
         name
@@ -53,7 +53,7 @@ def write_defense_result(
 
 
 def write_tensors(path: Path, values: Mapping[str, Any]) -> None:
-    """``torch.save`` of tensors and plain values, as a whole or not at all."""
+    """Write tensors and plain values by ``torch.save``, as a whole file or not at all."""
     buffer = io.BytesIO()
     torch.save(dict(values), buffer)
     write_atomically(path, buffer.getvalue())
@@ -62,11 +62,13 @@ def write_tensors(path: Path, values: Mapping[str, Any]) -> None:
 def write_history(
     folder: Path, method: str, rows: Sequence[Mapping[str, float | None]]
 ) -> tuple[Path, Path]:
-    """``<method>_df.csv``, a row per epoch, and ``<method>_df_summary.csv`` in its layout.
+    """Write ``<method>_df.csv``, a row per epoch, and ``<method>_df_summary.csv``.
+
+    Both have BackdoorBench's layout.
 
     Args:
-        folder: of the defence.
-        method: its name.
+        folder: folder of the defence.
+        method: name of the defence.
         rows: figures by column; None leaves a cell empty.
     """
     columns = list(rows[0]) if rows else []

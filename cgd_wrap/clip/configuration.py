@@ -1,8 +1,9 @@
-"""What the configuration of a CLIP folder or hub repository may say: sizes and names, never code.
+"""Checking the configuration of a CLIP folder: it may give sizes and names, never code.
 
-``open_clip_config.json`` is written by whoever made the folder. open_clip hands parts of it on to
-timm and transformers, and there some names stand for "run the Python files beside me". So only the
-keys and values of this module's lists pass; every other one is a :class:`ClipLoadError`.
+``open_clip_config.json`` is written by whoever made the folder or hub repository. open_clip hands
+parts of the file on to timm and transformers, where some names stand for "run the Python files
+beside me". So only keys and values that this module lists are accepted; all others raise a
+:class:`~cgd_wrap.errors.ClipLoadError`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from cgd_wrap.errors import ClipLoadError
 
 FILE = "open_clip_config.json"
-# Names in open_clip 3.3's own classes; a test reads all of its built-in configurations by them.
+# Keys that open_clip 3.3's classes read; a test checks that they cover its own configurations.
 BLOCK = frozenset(
     {
         "act_kwargs", "block_type", "final_ln_after_pool", "heads", "layers", "ls_init_value",
@@ -58,11 +59,11 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     """Read a CLIP folder's configuration, and check that nothing in it can make code run.
 
     Args:
-        folder: with ``open_clip_config.json``, of the user's or from a hub.
+        folder: folder with ``open_clip_config.json``, the user's own or from a hub.
 
     Raises:
-        ClipLoadError: it is no configuration, or it holds a key or value that isn't allowed; all
-            of these are named.
+        ClipLoadError: the file is no configuration, or holds keys or values that aren't allowed;
+            the message names them, up to 10.
     """
     path = folder / FILE
     try:
@@ -104,7 +105,7 @@ def _faults_of_file(whole: Any) -> Iterator[str]:
 def _faults(
     where: str, values: Any, allowed: frozenset[str], *, sections: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
-    """Unknown keys of a mapping, and values that aren't plain; sections are checked later."""
+    """Describe a mapping's unknown keys and values that aren't plain; ``sections`` are skipped."""
     if not isinstance(values, Mapping):
         yield f"{where[:-1]}={values!r} is no mapping"
         return
@@ -126,7 +127,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _foreign_names(where: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Names by which timm or transformers would load something from elsewhere."""
+    """Describe names by which timm or transformers would load a model from elsewhere."""
     rules: dict[str, tuple[Callable[[str], bool], str]] = {
         "timm_model_name": (_is_timm_architecture, "a network that timm itself holds"),
         "hf_model_name": (_is_text_tower_of_open_clip, "a text tower that open_clip itself names"),

@@ -1,4 +1,4 @@
-"""Building a CLIP model from its trained weights, without a trace in the user's process."""
+"""Building a CLIP model from its trained weights, without side effects on the user's process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from cgd_wrap.errors import ClipLoadError
 
 @dataclass(frozen=True)
 class RGBFirst:
-    """A model's evaluation transform behind a conversion to RGB.
+    """Converts an image to RGB, then applies a CLIP model's evaluation transform.
 
-    open_clip resizes before it converts, which blends palette numbers instead of colours.
+    open_clip itself resizes first, which blends palette numbers instead of colours.
     """
 
     transform: Callable[[Image.Image], Tensor]
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
-        """Turn one PIL image of any mode into what the model reads."""
+        """Turn one PIL image of any mode into the tensor that the model reads."""
         if not isinstance(image, Image.Image):
             raise TypeError(
                 f"CLIP's preprocessing reads PIL images, got {type(image).__name__}: pass "
@@ -38,7 +38,7 @@ class RGBFirst:
 
 
 def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tuple[nn.Module, Any]:
-    """Build the model and its evaluation transform; frozen, in eval mode.
+    """Build a CLIP model, frozen and in eval mode, and its evaluation transform.
 
     Raises:
         ClipLoadError: the file doesn't hold this architecture's weights.
@@ -67,16 +67,17 @@ def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tu
 
 
 def load_tokenizer(weights: ClipWeights) -> Any:
-    """The tokenizer that belongs to the text tower.
+    """Load the tokenizer of a CLIP model's text tower.
 
     Raises:
-        ClipLoadError: its files are neither here nor reachable, or would need code of their own.
+        ClipLoadError: the tokenizer's files are neither on this machine nor reachable, or would
+            need code of their own.
     """
     import open_clip
 
     try:
         with _undisturbed():
-            # Left out, transformers asks on the terminal whether a repository's code may run.
+            # Without this, transformers asks on the terminal whether a repository's code may run.
             options = {"trust_remote_code": False} if weights.hub_tokenizer else {}
             return open_clip.get_tokenizer(weights.tokenizer, **options)
     except Exception as error:

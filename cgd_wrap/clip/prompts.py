@@ -13,12 +13,13 @@ def resolve_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
     """Turn a template, a list of them or a set's name into templates that each hold ``{}``.
 
     Args:
-        prompts: one template such as ``"a photo of a {}"``; a list of them, whose text features
-            are averaged; ``"openai"`` (80 templates) or ``"simple"`` (7), open_clip's own sets.
+        prompts: one template such as ``"a photo of a {}"``; a list of templates, whose text
+            features are averaged; ``"openai"`` (80 templates) or ``"simple"`` (7), open_clip's own
+            sets.
 
     Raises:
-        ValueError: no template, or one without ``{}``.
-        TypeError: something else than text.
+        ValueError: there is no template, or a template lacks ``{}``.
+        TypeError: a template is no text.
     """
     if isinstance(prompts, str):
         if prompts in _NAMED:
@@ -42,7 +43,7 @@ def resolve_prompts(prompts: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, class_name: str) -> str:
-    """Put the class name in. Other braces, in either of the two, stay as they are."""
+    """Put a class name into a template; other braces, in template or name, stay as they are."""
     return template.replace("{}", class_name)
 
 

@@ -1,4 +1,4 @@
-"""One CLIP or several: what the argument ``clip`` asks for, and the mean of their answers."""
+"""Reading the argument ``clip``, which names one CLIP or several, and averaging their logits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Clips: TypeAlias = str | ZeroShot | Sequence[str | ZeroShot]
 
 
 def as_list(clip: Clips) -> list[str | ZeroShot]:
-    """The CLIPs that an argument ``clip`` asks for, itself or each of a list or tuple."""
+    """List the CLIPs of an argument ``clip``: a single CLIP, or each CLIP of a list or tuple."""
     return list(clip) if isinstance(clip, (list, tuple)) else [clip]  # type: ignore[list-item]
 
 
 def check_clips(clip: Clips, config: CGDConfig) -> None:
-    """Refuse what can't score, or can't be combined.
+    """Refuse CLIPs that can't score images, or can't be combined.
 
     Raises:
-        TypeError: one is neither text nor has a method ``logits``.
-        ValueError: an empty list, or several CLIPs with the authors' scores.
+        TypeError: a CLIP is neither text nor has a method ``logits``.
+        ValueError: the list is empty, or has several CLIPs while ``reference_scores`` is set.
     """
     clips = as_list(clip)
     if not clips:
@@ -45,9 +45,9 @@ def check_clips(clip: Clips, config: CGDConfig) -> None:
 
 
 def names_of(clip: Clips) -> tuple[str, ...]:
-    """What to call each CLIP in a message: "CLIP", or with number and source where there are more.
+    """Name each CLIP for messages: "CLIP", or with number and source if there are several.
 
-    Sources may be paths of the user's; objects go by their class.
+    The source of an object is its class; other sources may be paths of the user's.
     """
     clips = as_list(clip)
     if len(clips) == 1:
@@ -57,6 +57,6 @@ def names_of(clip: Clips) -> tuple[str, ...]:
 
 
 def mean_log_softmax(logits: Sequence[Float[Tensor, "rows classes"]]) -> Float[Tensor, "rows c"]:
-    """Mean of the log-softmaxes, float32: logits of the normalised geometric mean."""
+    """Average several CLIPs' log-softmaxes: logits of their normalised geometric mean, float32."""
     total = torch.stack([one.float().log_softmax(dim=1) for one in logits])
     return total.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Where a CLIP model's trained weights come from. Never random ones: every doubt is an error."""
+"""Finding a CLIP model's trained weights; any doubt is an error, so that none are ever random."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OFFLINE = (
 
 @dataclass(frozen=True)
 class ClipWeights:
-    """One trained CLIP model on this machine's disk, in open_clip's words.
+    """Where a trained CLIP model lies on this machine's disk, in open_clip's terms.
 
     Attributes:
         name: open_clip model name: an architecture, or ``local-dir:`` with a folder.
         checkpoint: file with the weights; None when the folder holds them.
         tokenizer: open_clip model name that the tokenizer is looked up by.
-        hub_tokenizer: the tokenizer is one of transformers', not open_clip's own.
-        quick_gelu: the weights were trained with QuickGELU though the architecture's config
-            doesn't say so.
+        hub_tokenizer: whether the tokenizer is transformers', not open_clip's own.
+        quick_gelu: whether the weights were trained with QuickGELU although the architecture's
+            configuration doesn't say so.
         image_options: mean, std, interpolation and resize mode that the weights were trained with.
         commit: hub commit that the files belong to.
     """
@@ -44,7 +44,7 @@ class ClipWeights:
 
 
 def locate(source: str, revision: str | None = None) -> ClipWeights:
-    """Find the weights, downloading them where the source is a hub repository or a tag.
+    """Find a CLIP model's weights; download them if the source is a hub repository or a tag.
 
     Args:
         source: ``"architecture/pretrained-tag"``, ``"architecture/checkpoint-file"`` (split at
@@ -53,7 +53,8 @@ def locate(source: str, revision: str | None = None) -> ClipWeights:
         revision: commit, branch or tag of the hub repository.
 
     Raises:
-        ClipLoadError: unknown architecture or tag, missing file, hub not reachable.
+        ClipLoadError: the architecture or tag is unknown, a file is missing, or the hub can't be
+            reached.
     """
     if revision is not None and not source.startswith(HUB):
         raise ClipLoadError(
@@ -68,7 +69,7 @@ def locate(source: str, revision: str | None = None) -> ClipWeights:
 
 
 def brief(error: Exception) -> str:
-    """One line of an error, to quote inside another."""
+    """Shorten an error to one line, to quote inside another error."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}".rstrip(".: ")
 
@@ -182,7 +183,7 @@ def _has_hub_tokenizer(configuration: Mapping[str, Any]) -> bool:
 
 
 def _snapshot(repo: str, revision: str | None, files: list[str], instead: str) -> Path:
-    # One listing request: open_clip's own download retries for 46 s when there is no network.
+    # open_clip's own download retries for 46 s without a network; this is one listing request.
     from huggingface_hub import snapshot_download
 
     try:

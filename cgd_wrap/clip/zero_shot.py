@@ -1,4 +1,4 @@
-"""Images -> zero-shot logits of a CLIP model, the weak but clean judge of the labels."""
+"""Zero-shot logits of a CLIP model, which judges the labels without having learned from them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PRECISIONS = ("fp32", "bf16", "fp16", "amp")
 
 @runtime_checkable
 class ZeroShot(Protocol):
-    """Anything that tells classes apart without having seen the training set.
+    """A classifier that tells classes apart without having seen the training set.
 
-    An optional attribute ``preprocess`` turns a PIL image into the tensor that it reads.
+    An optional attribute ``preprocess`` turns a PIL image into the tensor that ``logits`` reads.
     """
 
     def logits(
@@ -42,8 +42,8 @@ class ClipText:
 
     Attributes:
         class_matrix: text features [d, C], fp32, of unit norm per class.
-        scale: factor of the cosines; 1 for bare ones.
-        bias: added to them; 0 for bare ones.
+        scale: factor of the cosines between image and text features; 1 for bare cosines.
+        bias: added to the scaled cosines; 0 for bare cosines.
     """
 
     class_matrix: Float[Tensor, "dim classes"]
@@ -51,28 +51,29 @@ class ClipText:
     bias: Float[Tensor, ""]
 
     def logits(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits, fp32, of image features of any floating type, on the text side's device."""
+        """Compute logits from image features of any floating type: fp32, on the text's device."""
         features = features.to(device=self.class_matrix.device, dtype=torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * features @ self.class_matrix + self.bias
 
     def to(self, device: str | torch.device) -> ClipText:
-        """The same on another device."""
+        """Copy the text side to another device."""
         return ClipText(*(t.to(device) for t in (self.class_matrix, self.scale, self.bias)))
 
 
 class OpenClipZeroShot(nn.Module):
-    """Zero-shot classifier on any open_clip model.
+    """A zero-shot classifier made of any open_clip model.
 
     ``logits = scale * normalise(encode_image(x)) @ class_matrix + bias``, with normalisation and
-    product in fp32. Frozen, and always in eval mode.
+    product in fp32. The model is frozen, and always in eval mode.
 
     Args:
         source: where the weights come from; see :func:`cgd_wrap.clip.weights.locate`.
-        class_names: what the text tower reads, in the order of the labels.
-        prompts: see :func:`cgd_wrap.clip.prompts.resolve_prompts`; the class matrix averages them.
-        precision: of the image tower: ``"fp32"``, ``"bf16"``, ``"fp16"`` (weights cast) or
-            ``"amp"`` (fp32 weights under autocast). The text side is always fp32.
+        class_names: names of the classes for the text tower, in the order of the labels.
+        prompts: templates whose text features are averaged; see
+            :func:`cgd_wrap.clip.prompts.resolve_prompts`.
+        precision: precision of the image tower: ``"fp32"``, ``"bf16"``, ``"fp16"`` (weights cast)
+            or ``"amp"`` (fp32 weights under autocast). The text side is always fp32.
         device: where the model runs.
         scaled_logits: multiply by the trained scale and add the bias; False gives bare cosines.
         revision: commit, branch or tag of an ``hf-hub:`` source.
@@ -82,8 +83,8 @@ class OpenClipZeroShot(nn.Module):
         class_matrix: text features [d, C], fp32, of unit norm per class.
 
     Raises:
-        ClipLoadError: the trained weights cannot be had. There are never random ones.
-        ValueError: no class name, an unknown precision, a template without ``{}``.
+        ClipLoadError: the trained weights cannot be had; random weights are never used instead.
+        ValueError: there is no class name, the precision is unknown, or a template lacks ``{}``.
     """
 
     class_matrix: Tensor
@@ -146,7 +147,7 @@ class OpenClipZeroShot(nn.Module):
         self.register_buffer("logit_bias", bias)
 
     def train(self, mode: bool = True) -> OpenClipZeroShot:
-        """Stay in eval mode, whatever is asked: the judge doesn't learn."""
+        """Stay in eval mode, whatever ``mode`` says: the model is frozen."""
         super().train(False)
         return self
 
@@ -154,16 +155,16 @@ class OpenClipZeroShot(nn.Module):
     def features(
         self, images: Float[Tensor, "batch channels height width"], precision: str | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Image features of unit norm, fp32.
+        """Compute image features of unit norm, fp32.
 
         Args:
             images: preprocessed batch, any floating type, on any device.
-            precision: ``"fp32"`` repeats a batch that overflowed, with the (rounded) weights in
-                fp32; None takes the model's own.
+            precision: None for the model's own precision; ``"fp32"`` to repeat a batch that
+                overflowed, with the (rounded) weights in fp32.
 
         Raises:
             TypeError: images hold whole numbers.
-            ValueError: another precision.
+            ValueError: the precision is neither None, ``"fp32"`` nor the model's own.
         """
         from open_clip import get_input_dtype
 
@@ -182,7 +183,7 @@ class OpenClipZeroShot(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def text(self) -> ClipText:
-        """The text side, as ``scaled_logits`` wants it."""
+        """Return the text side, with bare cosines unless ``scaled_logits`` is set."""
         one, zero = torch.ones_like(self.logit_scale), torch.zeros_like(self.logit_bias)
         scaled = self.scaled_logits
         return ClipText(
@@ -194,13 +195,13 @@ class OpenClipZeroShot(nn.Module):
     def logits_from_features(
         self, features: Float[Tensor, "batch dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits, fp32, of stored features of any floating type."""
+        """Compute logits, fp32, from stored image features of any floating type."""
         return self.text().logits(features)
 
     def logits(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Zero-shot logits, fp32, of a preprocessed batch."""
+        """Compute zero-shot logits, fp32, of a preprocessed batch of images."""
         return self.logits_from_features(self.features(images))
 
     def forward(
@@ -210,7 +211,7 @@ class OpenClipZeroShot(nn.Module):
         return self.logits(images)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the image features depend on: the weights themselves, not where they lie."""
+        """Describe all that image features depend on; weights count by content, not by path."""
         import open_clip
 
         return {
@@ -235,9 +236,9 @@ def load_zero_shot(
     scaled_logits: bool = True,
     revision: str | None = None,
 ) -> ZeroShot:
-    """Load a model by name; hand back any object with ``logits(images)`` as it is.
+    """Load a CLIP model by name, or return an object with ``logits(images)`` as it is.
 
-    The other arguments belong to a named model: see :class:`OpenClipZeroShot`.
+    The other arguments are for a model by name: see :class:`OpenClipZeroShot`.
 
     Raises:
         TypeError: clip is neither text nor has a method ``logits``.

@@ -21,8 +21,8 @@ PARTS = {
     KNOWLEDGE: "Whether the model is repaired or trained from scratch",
     GUIDANCE: "How far CLIP teaches",
 }
-STORED = "tests/stored_scans"  # CIFAR-10, 20,000 images, a tiny CLIP
-TABLES = "examples/results/table.md"  # CIFAR-10 and 20 classes of it, CLIPs of 48 to 84%
+STORED = "tests/stored_scans"  # CIFAR-10, 20,000 images, a tiny CLIP of 74.6% zero-shot accuracy
+TABLE = "examples/results/table.md"  # CIFAR-10, and 20 classes made of it; scans not stored
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,15 @@ class Calibration:
         0.026, SUSPICION, "mean weight of a class' samples",
         """Suspicion that an honest class may have. It is that of a class whose two ranks are
         independent, at sigma_triggered=0.1: 2 a / 5 - a^2 with a = (1 - 0.9^5) / 5. What is hard
-        for one model is hard for the other, too, so that honest classes stay below.""",
-        data=TABLES, honest=0.006, poisoned=0.035,
+        for one model is hard for the other, too, so that honest classes stay below. In the scans
+        of the results table honest classes came to 0.006, with a CLIP of 47%, too.""",
+        data=STORED, honest=0.00197, poisoned=0.0321, measure="suspicion",
     )  # fmt: skip
     outstanding_suspicion: float = threshold(
         0.013, SUSPICION, "mean weight of a class' samples",
-        """The same for a class that stands out from the others by outstanding_times. Half of
-        chance_suspicion.""",
-        data=TABLES, honest=0.006, poisoned=0.035,
+        """Suspicion that an honest class may have which stands out from the others by
+        outstanding_times. Half of chance_suspicion.""",
+        data=STORED, honest=0.00197, poisoned=0.0321, measure="suspicion",
     )  # fmt: skip
     outstanding_times: float = threshold(
         3.0, SUSPICION, "times the classes' median", "From here on a class' suspicion stands out."
@@ -97,8 +98,9 @@ class Calibration:
     )  # fmt: skip
     far_corner_share: float = threshold(
         0.001, SUSPICION, "share of a class",
-        "Share of an honest class that may lie in the far corner.",
-        data=TABLES, honest=0.0005, poisoned=0.0045,
+        """Share of an honest class that may lie in the far corner. In the scans of the results
+        table honest classes came to 0.0005.""",
+        data=STORED, honest=0.0, poisoned=0.00124, measure="far corner",
     )  # fmt: skip
     far_corner_times: float = threshold(
         3.0, SUSPICION, "times the other classes' share",
@@ -114,14 +116,16 @@ class Calibration:
     )
     rejected_share: float = threshold(
         0.025, SUSPICION, "share of a class",
-        "Share of an honest class that CLIP may reject flatly.",
-        data=TABLES, honest=0.024, poisoned=0.048,
+        """Share of an honest class that CLIP may reject flatly. In the scans of the results table,
+        with CLIPs of 48 to 84% zero-shot accuracy and 10 or 20 classes, honest classes came to
+        0.024, targets to 0.048.""",
+        data=STORED, honest=0.0159, poisoned=0.0498, measure="rejected",
     )  # fmt: skip
     rejected_times: float = threshold(
         2.5, SUSPICION, "times the next class' share",
         """How much more of an honest class may be rejected flatly than of the class that comes
-        next.""",
-        data=TABLES, honest=1.4, poisoned=5.0,
+        next. In the scans of the results table honest classes came to 1.4, targets to 5.""",
+        data=STORED, honest=1.18, poisoned=7.15, measure="rejected times",
     )  # fmt: skip
     rejection_power: float = threshold(
         8.0, SUSPICION, "exponent",
@@ -130,9 +134,12 @@ class Calibration:
     )  # fmt: skip
     known_by_rank: float = threshold(
         0.2, SUSPICION, "share of a class",
-        """From this share of a class in the better half of clip_rank, CLIP knows the class well
-        enough for its rejection to mean something. Under a wrong name it was less.""",
-        data=TABLES, honest=0.15, poisoned=None,
+        """From this share of a class in the better half of clip_rank on, CLIP knows the class well
+        enough for its rejection to mean something. *Honest* is the highest share of a class under
+        a wrong name, *poisoned* the lowest of a target under its own. The margin doesn't hold in
+        the stored scans: one of four swapped classes is above (in the results table they had 0.03
+        to 0.15).""",
+        data=STORED, honest=0.208, poisoned=0.291, measure="better half",
     )  # fmt: skip
     sure_of_poison: float = threshold(
         0.9, SUSPICION, "probability of poison", "Above this, a sample is taken for poisoned."
@@ -208,7 +215,7 @@ class Calibration:
         """How well a group of CLIP's own features tells fast samples from slow ones, from which
         the CLIP may itself be backdoored. A CLIP that had learned BadNets at 1% came to 0.80, and
         is missed.""",
-        data=TABLES, honest=0.84, poisoned=0.98,
+        data=TABLE, honest=0.84, poisoned=0.98,
     )  # fmt: skip
     fewest_grouped: float = threshold(
         60, WARNINGS, "samples", "Of fewer samples, two groups of features say little."

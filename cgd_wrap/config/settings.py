@@ -242,6 +242,10 @@ class CGDConfig:
         numbers = REPAIRED if trained else FROM_SCRATCH
         return self.replace(**{n: v for n, v in numbers.items() if getattr(self, n) is None})
 
+    def for_training(self, changes: Mapping[str, Any], *, has_accelerator: bool) -> CGDConfig:
+        """A copy with some settings of the training changed; see :func:`presets.for_training`."""
+        return self.replace(**presets.for_training(SETTINGS, changes, has_accelerator))
+
     def replace(self, **changes: Any) -> CGDConfig:
         """A copy with some settings changed, validated anew."""
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""One user dataset, seen raw (by CLIP), small (by a fresh model) and as given (by their model)."""
+"""Reading the user's dataset: labels, class names, and images as CLIP and the models need them."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ CHILD_ATTRIBUTES = ("reader", "dataset", "datasets")
 def find_class_names(dataset: Any, layout: SampleLayout | None = None) -> list[str] | None:
     """Class names in the order of the labels, or None where the dataset doesn't know them.
 
-    Searched: ``features`` of a ``datasets.Dataset``; ``classes``, ``class_names`` and
-    ``class_to_idx`` of the dataset, of timm's reader, and of the datasets below it.
+    Names are looked for in ``features`` of a ``datasets.Dataset``, and in ``classes``,
+    ``class_names`` and ``class_to_idx`` of the dataset, of timm's reader, and of wrapped datasets.
 
     Args:
         dataset: any map-style dataset.
-        layout: where its items hold the label; decides between several label columns.
+        layout: where an item holds its label; decides between several label columns.
     """
     if is_table(dataset):
         return _names_in_table(dataset, layout)
@@ -51,7 +51,7 @@ def check_class_names(names: Sequence[object]) -> None:
     """Refuse class names that CLIP could not tell apart.
 
     Raises:
-        DatasetError: names that are no text, empty, or there twice; all of them are listed.
+        DatasetError: some names are no text, empty, or used twice; the message lists them.
     """
     faults = [f"class {k}: expected text, got {n!r}" for k, n in enumerate(names)
               if not isinstance(n, str)]  # fmt: skip
@@ -82,7 +82,7 @@ def _names_in_table(table: Any, layout: SampleLayout | None) -> list[str] | None
 
 
 def _plain_names(names: Sequence[Any]) -> list[str]:
-    """Texts; a tuple of synonyms (torchvision's ImageNet) becomes its first one, if unique."""
+    """Turn names into texts; synonyms (torchvision's ImageNet) into the first one, if unique."""
     first = [n[0] if isinstance(n, (tuple, list)) and n else n for n in names]
     counts = Counter(map(str, first))
     return [
@@ -95,11 +95,11 @@ def _plain_names(names: Sequence[Any]) -> list[str]:
 def resolve_class_names(
     dataset: Any, layout: SampleLayout, given: Sequence[str] | None
 ) -> list[str]:
-    """The given names, or the dataset's own.
+    """Return the given class names, or else the dataset's own.
 
     Raises:
-        DatasetError: there are none, some are empty or alike, or the given ones are the
-            dataset's in another order than its labels'.
+        DatasetError: there are no names, some names are empty or equal, or the given names are the
+            dataset's own in another order than the labels'.
     """
     own = find_class_names(dataset, layout)
     if given is None:

@@ -1,4 +1,4 @@
-"""A hash of what a dataset holds, equal in every process that opens the same data."""
+"""Hashing what a dataset holds; the hash is equal in every process that opens the same data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from cgd_wrap.errors import BadSampleError
 MAX_BYTES = 2**30
 MAX_DEPTH = 60
 CHUNK = 2**16
-# Process machinery: these hold no data, and walking into them would never end.
+# Modules whose objects are machinery of the process: they hold no data, and walking never ends.
 OPAQUE_MODULES = {
     *("_io", "io", "tempfile", "mmap", "socket", "sqlite3", "logging", "types", "builtins"),
     *("_thread", "threading", "multiprocessing", "concurrent", "asyncio", "queue", "subprocess"),
     *("re", "weakref", "functools"),
 }
-# Counters and open files that change while a dataset is merely read.
+# Names of attributes (counters, open files) that change while a dataset is merely read.
 VOLATILE = frozenset({"_consecutive_errors", "_lock", "lock", "_file", "_fp", "_handle"})
 
 
@@ -55,7 +55,7 @@ def dataset_fingerprint(
 
 
 def sample_fingerprint(view: Any, count: int = 64) -> str:
-    """Hash the pixels of evenly spaced samples; one that can't be read counts by its reason.
+    """Hash the pixels of evenly spaced samples; an unreadable sample counts by its reason.
 
     Args:
         view: gives PIL images or tensors by index, as ``RawImages`` and ``EvaluatedImages`` do.
@@ -82,7 +82,7 @@ def _pixels(image: Image.Image | torch.Tensor) -> list[bytes]:
 
 
 def _joined(kind: str, parts: Collection[bytes]) -> bytes:
-    """Digest of a sequence of parts; lengths keep neighbours apart."""
+    """Hash a sequence of parts with their lengths, which tell where a part ends."""
     total = blake2b(kind.encode(), digest_size=16)
     for part in parts:
         total.update(struct.pack("<q", len(part)))
@@ -91,16 +91,16 @@ def _joined(kind: str, parts: Collection[bytes]) -> bytes:
 
 
 class _Hasher:
-    """One walk over an object graph: every object once, cycles cut, bytes counted."""
+    """Hashes an object and all that it refers to: every object once, up to a number of bytes."""
 
     def __init__(self, ignore: frozenset[str]) -> None:
         self.ignore = ignore
         self.budget = MAX_BYTES
-        self.done: dict[int, tuple[Any, bytes]] = {}  # keeps the object, so its id stays taken
+        self.done: dict[int, tuple[Any, bytes]] = {}  # holds the object: its id stays unique
         self.open: dict[int, int] = {}
 
     def digest(self, value: Any) -> bytes:
-        """Digest of any object."""
+        """Hash any object."""
         plain = _as_json(value)
         if plain is not None:
             return _joined("plain", [plain])
@@ -192,7 +192,7 @@ class _Hasher:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Instance attributes, those in ``__slots__`` too, but not what a ``cached_property`` keeps."""
+    """Attributes of an object, ``__slots__`` included, without values of a ``cached_property``."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
@@ -206,7 +206,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 @functools.lru_cache
 def _derived(kind: type) -> frozenset[str]:
-    """Names that a class' ``cached_property`` fills in, which are there only after a first read."""
+    """Names of a class' cached properties, whose values are there only after a first read."""
     members = [item for each in kind.__mro__ for item in vars(each).items()]
     return frozenset(
         name for name, value in members if isinstance(value, functools.cached_property)
@@ -214,9 +214,9 @@ def _derived(kind: type) -> frozenset[str]:
 
 
 def _as_json(value: Any) -> bytes | None:
-    """Plain values as bytes: numbers, texts, paths, and lists of them; None for anything else.
+    """Encode numbers, texts, paths and lists of these as bytes; None for any other value.
 
-    The C encoder makes a file list of a million entries cheap.
+    JSON's encoder in C makes a file list of a million entries cheap.
     """
     if isinstance(value, (list, tuple)) and len(value) > CHUNK:
         chunks = [_as_json(value[k : k + CHUNK]) for k in range(0, len(value), CHUNK)]

@@ -1,4 +1,4 @@
-"""Labels of any kind -> class numbers, losslessly or not at all."""
+"""Converting labels of any kind to class numbers, losslessly or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ SHOWN = 10
 
 
 def as_class_indices(values: Any, num_classes: int | None) -> Int64[Tensor, " n"]:
-    """Whole class numbers from labels of any kind, losslessly.
+    """Convert labels of any kind to whole class numbers, losslessly.
 
     Integers, integral floats, [N, 1] columns and one-hot rows are converted.
 
+    Args:
+        values: the labels.
+        num_classes: labels must be in [0, num_classes); None checks for negative ones only.
+
     Raises:
-        DatasetError: anything else; the message lists the first 10 samples.
+        DatasetError: a label is anything else; the message lists the first 10 such samples.
     """
     numbers, bad = _convert_array(values)
     if numbers is None:
@@ -41,7 +45,7 @@ def as_class_indices(values: Any, num_classes: int | None) -> Int64[Tensor, " n"
 
 
 def _convert_array(values: Any) -> tuple[np.ndarray | None, np.ndarray]:
-    """All labels at once, where they form a numeric array; else (None, ...)."""
+    """Convert all labels at once, if they form a numeric array; else return (None, ...)."""
     none = np.zeros(0, dtype=bool)
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.array(values)
@@ -64,7 +68,7 @@ def _convert_array(values: Any) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _convert_each(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Label by label, for mixed kinds."""
+    """Convert labels of mixed kinds one by one: class numbers, and which labels are unusable."""
     numbers = np.zeros(len(values), dtype=np.int64)
     bad = np.zeros(len(values), dtype=bool)
     for index, value in enumerate(values):
@@ -83,7 +87,7 @@ def _shown(value: Any) -> str:
 
 
 def same_label(first: Any, second: Any) -> bool:
-    """Whether two labels mean the same class; two unusable ones count as the same."""
+    """Whether two labels mean the same class; two unusable labels count as equal."""
     one, two = _convert_each([first]), _convert_each([second])
     if one[1][0] or two[1][0]:
         return bool(one[1][0] and two[1][0])

@@ -1,4 +1,4 @@
-"""The labels of any dataset, read without decoding images where possible."""
+"""Reading the labels of any dataset, without decoding images where possible."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def read_labels(
     progress: bool = False,
     unreadable: int | None = None,
 ) -> Int64[Tensor, " n"]:
-    """The label of every sample, as the training loop sees it.
+    """Read the label of every sample, as the training loop sees it.
 
-    A column of the dataset is used where a few samples confirm it; otherwise all items are
-    read, without their image transforms where that gives the same labels.
+    A column of the dataset is used if a few samples confirm it; otherwise all items are read,
+    without their image transforms if the labels stay the same.
 
     Args:
         dataset: any map-style dataset.
-        layout: where its items hold the label.
+        layout: where an item holds its label.
         num_classes: labels must be in [0, num_classes); None checks for negative ones only.
-        num_workers: processes that read items, where there is no column to use.
+        num_workers: number of processes that read items, if there is no column to use.
         progress: show a bar while items are read.
-        unreadable: the label that stands for a sample that cannot be read; None raises.
+        unreadable: label of samples that cannot be read; None raises an error instead.
 
     Raises:
-        DatasetError: labels that are no class numbers, fewer than 10 samples, or one class.
+        DatasetError: labels are no class numbers, or there are fewer than 10 samples or 2 classes.
         BadSampleError: an item cannot be read and ``unreadable`` is None.
     """
     with kept_rng():
@@ -79,7 +79,7 @@ def read_labels(
 
 
 def _confirmed_column(dataset: Any, layout: SampleLayout) -> Any:
-    """The labels as one column, if a few items agree with it; else None."""
+    """Find the labels as one column, if the column agrees with a few items; else None."""
     column = label_column(dataset, layout)
     if column is None or len(column) != len(dataset):
         return None
@@ -90,7 +90,7 @@ def _confirmed_column(dataset: Any, layout: SampleLayout) -> Any:
 
 
 def label_column(dataset: Any, layout: SampleLayout) -> Any:
-    """Labels that a known kind of dataset holds in one place; None for any other dataset."""
+    """Find the labels that a known kind of dataset holds in one place; None for other datasets."""
     if is_subset(dataset):
         column = label_column(dataset.dataset, layout)
         indices = np.asarray(dataset.indices, dtype=np.int64)
@@ -113,14 +113,14 @@ def label_column(dataset: Any, layout: SampleLayout) -> Any:
         return _attribute_labels(dataset.reader, dataset.target_transform)
     if type(dataset) is TensorDataset and isinstance(layout.label, int):
         return dataset.tensors[layout.label]
-    # Other classes may serve something else than their attributes say (poisoned copies do).
+    # Items of other classes may have other labels than the attributes say (poisoned copies do).
     if getitem_home(dataset).split(".")[0] in ("torchvision", "cgd_wrap"):
         return _attribute_labels(dataset, getattr(dataset, "target_transform", None))
     return None
 
 
 def table_label_column(table: Any, layout: SampleLayout) -> str | None:
-    """Column of a ``datasets.Dataset`` that becomes the label of the user's items."""
+    """Name of the column of a ``datasets.Dataset`` that becomes the label of the user's items."""
     columns = list(table.column_names)
     if isinstance(layout.label, str) and layout.label in columns:
         return layout.label
@@ -147,7 +147,7 @@ def _attribute_labels(holder: Any, target_transform: Any) -> Any:
 
 
 class _LabelReader(Dataset[Any]):
-    """Labels alone; a failure is returned, since not every exception survives a worker."""
+    """Reads labels alone; an error is returned, since not every exception survives a worker."""
 
     def __init__(self, source: Any, dataset: Any, layout: SampleLayout) -> None:
         self.source, self.dataset, self.layout = source, dataset, layout
@@ -170,14 +170,14 @@ class _LabelReader(Dataset[Any]):
 
 
 def _label_source(dataset: Any, layout: SampleLayout) -> Any:
-    """The cheapest form of the dataset that gives the same labels."""
+    """Find the form of the dataset that is cheapest to read and gives the same labels."""
     honest = readable(dataset)
     expected = _some_labels(honest, layout)
     for fill in (None, passthrough):
         try:
             candidate = untransformed(dataset, layout.image, fill)
             pairs = [(layout.label_of(candidate[i]), label) for i, label in expected.items()]
-        except Exception:  # code that needs its transform: read through it
+        except Exception:  # the dataset's code can't do without its transform
             continue
         if pairs and all(same_label(one, other) for one, other in pairs):
             return candidate
@@ -185,7 +185,7 @@ def _label_source(dataset: Any, layout: SampleLayout) -> Any:
 
 
 def _some_labels(honest: Any, layout: SampleLayout) -> dict[int, Any]:
-    """Labels of a few samples, by index; an unreadable image says nothing about the labels."""
+    """Read the labels of a few samples, by index; unreadable samples are left out."""
     found: dict[int, Any] = {}
     for index in spread(len(honest), PROBES):
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Where a dataset's items hold their image and their label."""
+"""Finding where a dataset's items hold their image and their label."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ class SampleLayout:
     label: int | str
 
     def image_of(self, sample: Any) -> Any:
-        """The image of one sample."""
+        """Take the image from a sample."""
         return sample[self.image]
 
     def label_of(self, sample: Any) -> Any:
-        """The label of one sample."""
+        """Take the label from a sample."""
         return sample[self.label]
 
     def with_label(self, sample: Any, label: int) -> Any:
-        """The sample with another label: same structure, same kind of label, original untouched.
+        """Copy a sample with another label, of the same kind, in the same structure.
 
-        Integers stay ``int``, NumPy scalars become ``np.int64`` and tensors int64: nothing
-        narrower could hold a tagged target. A one-hot row becomes a 0-d tensor.
+        Integers stay ``int``, NumPy scalars become ``np.int64`` and tensors int64: no narrower type
+        could hold a tag (see :mod:`cgd_wrap.train.tags`). A one-hot row becomes a 0-d tensor.
         """
         return _replaced(sample, self.label, _same_kind(sample[self.label], label))
 
     def with_image(self, sample: Any, image: Any) -> Any:
-        """The sample with another image: same structure, original untouched."""
+        """Copy a sample with another image, in the same structure."""
         return _replaced(sample, self.image, image)
 
 
 def find_layout(
     dataset: Any, *, image_key: int | str | None = None, label_key: int | str | None = None
 ) -> SampleLayout:
-    """Find where the items of a map-style dataset hold image and label, from its first item.
+    """Find where the items of a map-style dataset hold image and label, from a first item.
 
     Args:
         dataset: any dataset with ``__getitem__`` and ``__len__``.
         image_key: position or key of the image, where the guess would be wrong.
-        label_key: the same for the label.
+        label_key: position or key of the label, where the guess would be wrong.
 
     Raises:
-        TypeError: no map-style dataset, or items without an image.
-        DatasetError: no items, or several candidates.
-        BadSampleError: not one of a few samples could be read.
+        TypeError: the dataset isn't map-style, or its items hold no image.
+        DatasetError: the dataset has no items, or an item has several candidates.
+        BadSampleError: of a few samples, none could be read.
     """
     check_map_style(dataset)
     sample, index = first_readable(dataset)
@@ -93,11 +93,11 @@ def find_layout(
 
 
 def check_map_style(dataset: Any) -> None:
-    """Refuse what has no index, no length or no samples.
+    """Refuse a dataset without index, length or samples.
 
     Raises:
-        TypeError: not a map-style dataset.
-        DatasetError: it is empty.
+        TypeError: the dataset isn't map-style.
+        DatasetError: the dataset is empty.
     """
     kind = type(dataset)
     if dataset is None:
@@ -121,10 +121,10 @@ def check_map_style(dataset: Any) -> None:
 
 
 def first_readable(dataset: Any) -> tuple[Any, int]:
-    """A sample that can be read, and its index.
+    """Find a sample that can be read: the sample, and its index.
 
     Raises:
-        BadSampleError: not one of a few samples could be read.
+        BadSampleError: of a few samples, none could be read.
     """
     first: BadSampleError | None = None
     honest = readable(dataset)
@@ -166,7 +166,7 @@ def _keys_in_mapping(
 ) -> tuple[int | str, int | str]:
     features = dict(leaf.features) if is_table(leaf) else {}
     if image_key is None:
-        # Beside the raw image, which HF's own scripts keep, this is what the model is trained on.
+        # HF's own scripts keep the raw image beside the float tensor that the model is trained on.
         ready = [k for k, v in sample.items() if is_image(v) and _is_float_tensor(v)]
         image_key = _choose("image", ready, IMAGE_NAMES) if ready else None
     if image_key is None:
@@ -186,7 +186,7 @@ def _keys_in_mapping(
 def _choose(
     what: str, keys: Sequence[str], names: Sequence[str], sample: Mapping[str, Any] | None = None
 ) -> str:
-    """The only key, or the one whose name comes first in ``names``."""
+    """Choose the only key, or else the key that comes first in ``names``."""
     if len(keys) == 1:
         return keys[0]
     known = sorted((names.index(k.lower()), k) for k in keys if k.lower() in names)
@@ -206,7 +206,7 @@ def _is_float_tensor(value: object) -> bool:
 
 
 def _is_label(value: object) -> bool:
-    """Whether this can be meant as a label; whether it is a valid one is checked later."""
+    """Whether a value can be meant as a label; whether the label is valid is checked later."""
     if isinstance(value, (int, float, np.integer, np.floating)):
         return True
     if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -219,7 +219,7 @@ def _is_position(key: int | str, sample: Sequence[Any]) -> bool:
 
 
 def _replaced(sample: Any, key: int | str, value: Any) -> Any:
-    """A copy of a dict, tuple, named tuple or list with one entry changed."""
+    """Copy a dict, tuple, named tuple or list with one entry changed."""
     if isinstance(sample, (dict, MutableMapping)):
         changed = copy.copy(sample)
         changed[key] = value
@@ -248,14 +248,19 @@ def _outline(sample: Any) -> str:
     return "(" + ", ".join(describe(value) for value in sample) + ")"
 
 
-def check_same_length(dataset: Any, other: Any, name: str) -> None:
-    """Refuse a second view of the dataset that can't have the same samples.
+def check_same_length(dataset: Any, **others: Any) -> None:
+    """Refuse other views of the dataset that can't have the same samples.
+
+    Args:
+        dataset: the user's dataset.
+        others: other views, or None, each under the name of the argument that gave the view.
 
     Raises:
         DatasetError: the lengths differ.
     """
-    if other is not None and len(other) != len(dataset):
-        raise DatasetError(
-            f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
-            "same samples in the same order"
-        )
+    for name, other in others.items():
+        if other is not None and len(other) != len(dataset):
+            raise DatasetError(
+                f"{name} has {len(other)} samples and the dataset {len(dataset)}: it must hold the "
+                "same samples in the same order"
+            )

@@ -1,4 +1,4 @@
-"""The file behind a sample, where the dataset knows it."""
+"""Finding the image file of a sample, where the dataset knows the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE_ATTRIBUTES = ("samples", "imgs", "_samples", "_image_files", "_images", "im
 
 
 def image_path(dataset: Any, index: int) -> str | None:
-    """File of sample ``index``, where the dataset knows it; nothing is decoded."""
+    """Path of the image file of sample ``index``, or None where the dataset doesn't know it."""
     try:
         leaf, index = locate(dataset, index)
         if is_table(leaf):
@@ -30,7 +30,7 @@ def image_path(dataset: Any, index: int) -> str | None:
             indices = held(leaf, "indices")
             return image_path(base, index if indices is None else int(indices[index]))
     except (LookupError, AttributeError, NotImplementedError, TypeError, ValueError, OSError):
-        return None  # a path is a help for the reader of a report, never worth a failure
+        return None  # a path helps the reader of a report, and is never worth a failure
     return None
 
 

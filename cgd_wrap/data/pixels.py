@@ -1,4 +1,4 @@
-"""Any picture that a dataset can hold -> an RGB image, and why one could not be read."""
+"""Converting any picture of a dataset to RGB, and telling why a picture could not be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHANNELS = (1, 3, 4)
 
 
 def is_image(value: object) -> bool:
-    """Whether ``value`` can be one sample's image for :func:`as_rgb`."""
+    """Whether ``value`` can be an image that :func:`as_rgb` converts."""
     if isinstance(value, Image.Image):
         return True
     if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -36,7 +36,7 @@ def is_image(value: object) -> bool:
 
 
 def as_rgb(value: object) -> Image.Image:
-    """An RGB image from a PIL image, an array, a tensor or the bytes of an image file.
+    """Convert a PIL image, an array, a tensor or the bytes of an image file to an RGB image.
 
     Args:
         value: PIL image of any mode; uint8 or uint16 values, or floats in [0, 1], of shape
@@ -44,8 +44,8 @@ def as_rgb(value: object) -> Image.Image:
             ``{"bytes": ..., "path": ...}`` of an undecoded column.
 
     Raises:
-        TypeError: this is no image.
-        DatasetError: floats outside [0, 1], so the image was normalised.
+        TypeError: the value is no image.
+        DatasetError: floats lie outside [0, 1], so the image was normalised.
     """
     if isinstance(value, Image.Image):
         return to_rgb(value)
@@ -62,7 +62,7 @@ def as_rgb(value: object) -> Image.Image:
 
 
 def describe(value: object) -> str:
-    """Type, shape and kind of a value, for error messages."""
+    """Describe a value for error messages: type, and shape and kind of arrays and tensors."""
     name = type(value).__name__
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return f"{name} of shape {tuple(value.shape)} and type {value.dtype}"
@@ -70,10 +70,10 @@ def describe(value: object) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, 8 bits a channel; the first frame where there are several.
+    """Convert an image to RGB, 8 bits a channel; of several frames, the first.
 
-    16-bit images are scaled down by 8 bits (PIL's own conversion clips them); transparency is
-    dropped, as ``convert("RGB")`` does.
+    16-bit images are scaled down by 8 bits (PIL's own conversion clips their values); transparency
+    is dropped, as by ``convert("RGB")``.
     """
     if image.tell() != 0:
         image.seek(0)
@@ -83,7 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, PIL warns about transparency given as bytes.
+        # By way of RGBA: straight to RGB, PIL warns about transparency given as bytes.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
@@ -92,12 +92,12 @@ def check_size(width: int, height: int, resized_to: int) -> None:
     """Refuse an image that grows beyond all bounds when its shorter edge becomes ``resized_to``.
 
     Args:
-        width: of the stored image, in pixels.
-        height: the same.
+        width: width of the stored image, in pixels.
+        height: height of the stored image, in pixels.
         resized_to: shorter edge after the resize, in pixels.
 
     Raises:
-        PIL.Image.DecompressionBombError: more than 2**26 pixels after the resize.
+        PIL.Image.DecompressionBombError: the image has more than 2**26 pixels after the resize.
     """
     scale = max(resized_to / max(min(width, height), 1), 1.0)
     pixels = width * scale * height * scale
@@ -109,11 +109,11 @@ def check_size(width: int, height: int, resized_to: int) -> None:
 
 
 def classify_failure(error: BaseException, path: str | None = None) -> str:
-    """A short code for why a sample could not be read.
+    """Turn the error of an unreadable sample into a short code.
 
     Args:
-        error: what was raised; its causes are searched too.
-        path: file of the sample, where it is known.
+        error: the error that was raised; its causes are searched, too.
+        path: file of the sample, or None where the file isn't known.
 
     Returns:
         ``"empty"``, ``"not_image"``, ``"truncated"``, ``"corrupt"``, ``"too_large"``,
@@ -180,7 +180,7 @@ def _open_encoded(value: bytes | Mapping[str, object]) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, channels_first: bool) -> Image.Image:
-    """A PIL image; ``channels_first`` decides where both ends could be the channels."""
+    """Convert an array to a PIL image; ``channels_first`` decides if both ends may be channels."""
     if array.ndim == 3:
         first, last = array.shape[0] in CHANNELS, array.shape[2] in CHANNELS
         if first and (channels_first or not last):
@@ -209,7 +209,7 @@ def _from_unit_floats(array: np.ndarray) -> np.ndarray:
 
 
 def _to_8_bits(array: np.ndarray) -> np.ndarray:
-    """uint8 from wider values: 16-bit ones lose 8 bits, floats in [0, 1] are stretched."""
+    """Convert wider values to uint8: 16-bit values lose 8 bits, floats in [0, 1] are stretched."""
     if array.dtype.kind == "f":
         array = np.nan_to_num(array.astype(np.float64), nan=0.0)
         array = array * 255.0 if array.max(initial=0.0) <= 1.0 else array

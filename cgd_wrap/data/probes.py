@@ -1,4 +1,4 @@
-"""Which samples are looked at where looking at all would take too long."""
+"""Choosing a few samples to look at, where looking at all would take too long."""
 
 from __future__ import annotations
 

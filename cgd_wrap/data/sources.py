@@ -1,6 +1,7 @@
-"""What lies under a dataset: tables, timm readers, subsets; and the same dataset, untransformed.
+"""Looking into a dataset's wrappers, and copying the dataset without its image transforms.
 
-Known types are recognised by the module that defines them, so that no host is imported here.
+Known types (tables of ``datasets``, timm's dataset, subsets) are recognised by the module that
+defines them, so that no optional library is imported here.
 """
 
 from __future__ import annotations
@@ -19,39 +20,40 @@ from cgd_wrap.errors import DatasetError
 
 TRANSFORM_ATTRIBUTES = ("transform", "transforms", "_transform", "_transforms")
 TRANSFORM_ENDINGS = ("_transform", "_transforms")
-# Words in the names of transforms that are not about the image, or that are what poisons it.
+# Words in the names of transforms that leave the image alone, or that poison the image: such
+# transforms are kept.
 KEPT_WORDS = {"target", "targets", "label", "labels", "poison", "trigger", "backdoor", "bd"}
 CHILD_ATTRIBUTES = ("dataset", "base", "base_dataset", "data", "ds", "subset", "datasets")
 
 
 def is_table(dataset: object) -> bool:
-    """Whether this is a ``datasets.Dataset``."""
+    """Whether a dataset is a ``datasets.Dataset``."""
     return any(kind.__module__ == "datasets.arrow_dataset" for kind in type(dataset).__mro__)
 
 
 def is_timm(dataset: object) -> bool:
-    """Whether this is timm's map-style ``ImageDataset``, which skips unreadable files."""
+    """Whether a dataset is timm's map-style ``ImageDataset``, which skips unreadable files."""
     return hasattr(dataset, "reader") and getitem_home(dataset) == "timm.data.dataset"
 
 
 def is_subset(dataset: object) -> bool:
-    """Whether items are exactly those of ``dataset.dataset`` at ``dataset.indices``."""
+    """Whether a dataset's items are exactly ``dataset.dataset[i]`` for i of ``dataset.indices``."""
     return getattr(type(dataset), "__getitem__", None) is Subset.__getitem__
 
 
 def is_concat(dataset: object) -> bool:
-    """Whether items are exactly those of ``dataset.datasets``, one after the other."""
+    """Whether a dataset's items are exactly the items of ``dataset.datasets``, in their order."""
     return getattr(type(dataset), "__getitem__", None) is ConcatDataset.__getitem__
 
 
 def getitem_home(dataset: object) -> str:
-    """Module that defines the dataset's ``__getitem__``."""
+    """Name of the module that defines the dataset's ``__getitem__``."""
     home: str = getattr(getattr(type(dataset), "__getitem__", None), "__module__", "")
     return home
 
 
 def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """The innermost dataset that holds sample ``index``, and its index there."""
+    """Find the innermost dataset that holds sample ``index``, and the sample's index there."""
     index = int(index) + (len(dataset) if index < 0 else 0)
     if is_subset(dataset):
         return locate(dataset.dataset, int(dataset.indices[index]))
@@ -63,18 +65,18 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 
 def readable(dataset: Any) -> Any:
-    """The same dataset, except that an unreadable file raises instead of being skipped."""
+    """Copy a dataset so that an unreadable file raises an error instead of being skipped."""
     return _rebuild(dataset, lambda leaf, direct: ReaderImages(leaf) if is_timm(leaf) else leaf)
 
 
 def untransformed(dataset: Any, image: int | str, fill: object = None) -> Any:
-    """A copy of the dataset without its image transforms; the dataset itself is left alone.
+    """Copy a dataset without its image transforms; the dataset itself is left alone.
 
     Args:
-        dataset: any map-style dataset; wrappers are followed down to the innermost one.
-        image: where its items hold the image.
-        fill: what stands in for each transform: None, or :func:`passthrough` for code that
-            calls its transform without looking.
+        dataset: any map-style dataset; wrappers are followed down to the innermost dataset.
+        image: where an item holds its image.
+        fill: replaces each transform: None, or :func:`passthrough` for code that calls its
+            transform without checking for None.
     """
 
     def change(leaf: Any, direct: bool) -> Any:
@@ -90,14 +92,14 @@ def untransformed(dataset: Any, image: int | str, fill: object = None) -> Any:
 
 
 def passthrough(*args: Any, **kwargs: Any) -> Any:
-    """A transform that changes nothing, for the calling conventions in use."""
+    """Return the arguments unchanged, as a transform of any calling convention would be called."""
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 else args
 
 
 def image_column(table: Any, image: int | str) -> str:
-    """Column of a ``datasets.Dataset`` whose images become ``image`` in the user's items."""
+    """Name the column of a ``datasets.Dataset`` from which an item's ``image`` is made."""
     columns = list(table.column_names)
     pictures = [name for name in columns if type(table.features[name]).__name__ == "Image"]
     if isinstance(image, str) and image in columns:
@@ -128,9 +130,9 @@ class TableImages(Dataset[Any]):
 
 
 class ReaderImages(Dataset[Any]):
-    """A timm dataset whose unreadable files raise.
+    """A timm dataset that raises an error for an unreadable file.
 
-    timm's own ``__getitem__`` logs a warning and serves the next sample: scores and labels
+    timm's own ``__getitem__`` logs a warning and returns the next sample: scores and labels
     would then belong to different samples.
     """
 
@@ -158,7 +160,7 @@ class ReaderImages(Dataset[Any]):
 
 
 def _decoded(source: Any) -> Image.Image:
-    """The image in an open file; the file is closed, also when it holds none."""
+    """Decode the image in an open file, and close the file, also if it holds no image."""
     if isinstance(source, Image.Image):
         return source
     with source:
@@ -176,7 +178,7 @@ def _rebuild(
     direct: bool = True,
     above: frozenset[int] = frozenset(),
 ) -> Any:
-    """Copy the chain of wrappers where something below or in it changes."""
+    """Copy a dataset and the wrappers around the parts that change; the rest is shared."""
     if id(dataset) in above:
         return dataset
     replaced = change(dataset, direct)
@@ -209,7 +211,7 @@ def _rebuild(
     if not updates:
         return dataset
     clone = copy.copy(dataset)
-    vars(clone).update(updates)  # past any property that would reach into the original
+    vars(clone).update(updates)  # not by setattr: a property's setter may change the original
     return clone
 
 
@@ -229,7 +231,7 @@ def _is_child(name: str, value: object) -> bool:
 
 
 def _class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
-    """Transforms that are set on the class, where an instance attribute can hide them."""
+    """Names of image transforms that are set on the class; an instance attribute can hide them."""
     names = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
     values = {name: inspect.getattr_static(type(dataset), name) for name in names}
     code = {n for n, v in values.items() if inspect.isroutine(v) or inspect.isclass(v)}
@@ -237,7 +239,7 @@ def _class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
 
 
 def held(dataset: object, name: str) -> Any:
-    """An attribute of the instance itself or of its class, never one forwarded elsewhere."""
+    """Read an attribute of a dataset or its class; attributes that it forwards give None."""
     if inspect.getattr_static(dataset, name, None) is None:
         return None
     return getattr(dataset, name, None)

@@ -1,4 +1,4 @@
-"""What identifies a ``datasets.Dataset`` or a data frame: plain values, to be hashed."""
+"""Describing a ``datasets.Dataset`` or a data frame by plain values, to be hashed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def describe_table(table: Any, budget: int) -> tuple[dict[str, Any], int]:
-    """What identifies a ``datasets.Dataset``.
+    """Describe a ``datasets.Dataset`` by plain values that change when its data do.
 
-    Its own ``_fingerprint`` is not used: it changes with every ``set_transform``.
+    The table's own ``_fingerprint`` is not used, since it changes with every ``set_transform``.
 
     Args:
         table: a ``datasets.Dataset``.
-        budget: bytes of content that may be hashed; an in-memory table that is larger counts by
-            its size and schema.
+        budget: bytes of content that may be hashed; a larger table in memory counts by its size
+            and schema.
 
     Returns:
         Plain values, and the number of bytes that were hashed.
@@ -41,7 +41,7 @@ def describe_table(table: Any, budget: int) -> tuple[dict[str, Any], int]:
 
 
 def describe_frame(frame: Any) -> list[Any]:
-    """What identifies a pandas object: its type, names and the hash of its rows."""
+    """Describe a pandas object by its type, its names and the hashes of its rows."""
     import pandas as pd  # type: ignore[import-untyped]
 
     if not isinstance(frame, (pd.DataFrame, pd.Series, pd.Index)):
@@ -62,7 +62,7 @@ def _describe_file(path: str) -> list[Any]:
 
 
 class _HashSink:
-    """A writable file that keeps only the hash."""
+    """A writable file that keeps only the hash of all that is written."""
 
     closed = False
 
@@ -70,16 +70,16 @@ class _HashSink:
         self.total = blake2b(digest_size=16)
 
     def write(self, data: Any) -> int:
-        """Take some bytes."""
+        """Add bytes to the hash."""
         view = memoryview(data)
         self.total.update(view)
         return view.nbytes
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no bytes are held back."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def _hash_arrow(table: Any) -> str:

@@ -1,4 +1,4 @@
-"""One user dataset, seen raw (by CLIP), small (by a fresh model) and as given (by their model)."""
+"""Views of the user's dataset: raw images for CLIP, small ones, and the model's own inputs."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from cgd_wrap.randomness import kept_rng
 
 @runtime_checkable
 class RawView(Protocol):
-    """What gives the raw image of sample ``i``."""
+    """A view that gives raw images by index."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         ...
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Image ``index`` as RGB."""
+        """Return the image of sample ``index`` as RGB."""
         ...
 
 
 class RawImages(Dataset[Image.Image]):
     """The images of a dataset before any transform, as RGB.
 
-    The user's dataset is left alone: transforms are left out on copies of it and of the
+    The user's dataset is left alone: transforms are left out on copies of the dataset and of the
     datasets that it wraps.
 
     Args:
         dataset: any map-style dataset.
-        layout: where its items hold the image.
+        layout: where an item holds its image.
         resized_to: shorter edge, in pixels, that the images will be resized to; images that
-            would become too large by that are refused.
+            would become too large then are refused.
 
     Raises:
         TypeError: an item holds no image.
-        DatasetError: the images are normalised and that cannot be left out.
+        DatasetError: the images are normalised, and the normalisation cannot be left out.
         BadSampleError: (on access) the sample cannot be read.
     """
 
@@ -79,7 +79,7 @@ class RawImages(Dataset[Image.Image]):
 
 
 class ModelInputs(Dataset[Tensor]):
-    """Raw images as inputs of a freshly trained model: resized, mean 0.5 and std 0.5.
+    """Raw images as inputs of a freshly trained model: resized, scaled by mean 0.5 and std 0.5.
 
     Args:
         raw: gives RGB images by index.
@@ -107,7 +107,7 @@ class ModelInputs(Dataset[Tensor]):
 
 
 class EvaluatedImages(Dataset[Tensor]):
-    """The image tensors as the user's dataset gives them: what a given model sees.
+    """The image tensors that the user's dataset gives, as inputs of the user's model.
 
     Raises:
         TypeError: (on access) the dataset gives no tensor, or tensors without three axes.
@@ -136,7 +136,7 @@ class EvaluatedImages(Dataset[Tensor]):
 
 
 class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
-    """A view of images with the labels beside them: items are (image [C, H, W], label).
+    """A view of images, with labels added: items are (image [C, H, W], label).
 
     Args:
         view: gives image tensors by index.
@@ -154,15 +154,15 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 def check_deterministic(view: Any, argument: str = "eval_dataset_view", count: int = 32) -> None:
-    """Refuse a view that gives another image each time it is read.
+    """Refuse a view that gives another image each time that a sample is read.
 
     Args:
         view: anything with length and items that are images or tensors.
-        argument: of the guard, by which the user can give another one.
+        argument: argument of the guard by which the user can give another view.
         count: number of samples to read twice, evenly spaced.
 
     Raises:
-        DatasetError: some of them differ.
+        DatasetError: some samples differ when they are read again.
     """
     probes = spread(len(view), count)
     with kept_rng():
@@ -192,7 +192,7 @@ def _content(view: Any, index: int) -> tuple[object, ...]:
 
 
 def _checked(index: int, length: int) -> int:
-    """A plain index in [0, length)."""
+    """Check an index, and convert it to a plain one in [0, length)."""
     if not -length <= index < length:
         raise IndexError(f"sample {index} of {length}")
     return int(index) % length
@@ -212,7 +212,7 @@ def _bad_sample(error: Exception, index: int, dataset: Any) -> BadSampleError:
 
 
 def _raw_source(dataset: Any, layout: SampleLayout) -> Any:
-    """The dataset without its transforms, in the first form that its code can work with."""
+    """Copy the dataset without its transforms, in the first form that its code can work with."""
     candidates = [untransformed(dataset, layout.image, fill) for fill in (None, passthrough)]
     for candidate in (*candidates, readable(dataset)):
         images = _probe(candidate, layout)
@@ -224,7 +224,7 @@ def _raw_source(dataset: Any, layout: SampleLayout) -> Any:
 
 
 def _probe(candidate: Any, layout: SampleLayout) -> dict[int, object]:
-    """A few images by index; none where the code cannot do without its transform."""
+    """Read a few images, by index; none if the dataset's code needs its transform."""
     found: dict[int, object] = {}
     for index in spread(len(candidate), 8):
         try:
@@ -232,7 +232,7 @@ def _probe(candidate: Any, layout: SampleLayout) -> dict[int, object]:
         except (TypeError, AttributeError, KeyError):
             return {}
         except Exception:
-            continue  # one unreadable file; the next one may tell
+            continue  # an unreadable file; the next sample may be readable
         if is_image(image):
             found[index] = image
     return found

@@ -1,1 +1,1 @@
-"""What the demo runs on: drawn pictures, a small network and a tiny CLIP."""
+"""A demo of the whole defence, on drawn pictures, with a small network and a tiny CLIP."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 
 def outlines(shape: str) -> list[Float[np.ndarray, "points 2"]]:
-    """The polygon that a shape fills and, for ring and crescent, the one then cut out of it.
+    """Return the polygon of a shape and, for ring and crescent, the polygon cut out of the first.
 
     Args:
         shape: One of `CLASSES`.
@@ -41,7 +41,7 @@ def outlines(shape: str) -> list[Float[np.ndarray, "points 2"]]:
 
 
 def _regular(corners: int) -> Float[np.ndarray, "corners 2"]:
-    """A regular polygon in the unit circle, one corner at the top."""
+    """A regular polygon in the unit circle, with a corner at the top."""
     turn = np.linspace(0, 2 * math.pi, corners, endpoint=False)
     return np.stack([np.sin(turn), -np.cos(turn)], axis=1)
 

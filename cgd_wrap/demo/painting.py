@@ -1,4 +1,4 @@
-"""How a picture of the demo is painted: backdrop, clutter, shape, texture, noise, light."""
+"""Painting the pictures of the demo: backdrop, clutter, shape, texture, noise, light."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _OVERSAMPLING = 4  # masks are drawn this much larger, then averaged, for smooth
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows.
+    """The contents of a picture: a shape, its look and place, and the light.
 
     Args:
         label: Index into `CLASSES`.
         colour: Key of `COLOURS`.
         texture: One of `TEXTURES`.
-        radius: Of the shape's circumscribed circle, pixels.
-        centre: x and y, pixels.
-        angle: Rotation, radians.
+        radius: Radius of the shape's circumscribed circle, pixels.
+        centre: Centre of the shape, x and y, pixels.
+        angle: Rotation of the shape, radians.
         warmth: Tint of the light, -1 (cold) to 1 (warm).
     """
 
@@ -63,7 +63,7 @@ class Scene:
 
 
 def paint(scene: Scene, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene as pixels; `rng` decides background, clutter, texture phase and noise."""
+    """Paint a scene as pixels; `rng` decides background, clutter, texture phase and noise."""
     colour = np.array(COLOURS[scene.colour], dtype=np.float64) * rng.uniform(0.85, 1.1)
     image = _clutter(_background(float(colour.mean()), rng), rng)
     fill = colour * _texture(scene, rng)[..., None]
@@ -75,7 +75,7 @@ def paint(scene: Scene, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
 def tint(
     image: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"], warmth: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Light of another colour: `45 warmth` grey levels more red and as many less blue.
+    """Tint an image as by warm or cold light: `45 warmth` grey levels more red and less blue.
 
     Args:
         image: Values from 0 to 255.
@@ -91,7 +91,7 @@ def _grid() -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
 
 
 def _background(shape_level: float, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
-    """A nearly grey backdrop (so that the tint shows), darker or lighter than the shape."""
+    """Paint a nearly grey backdrop (so that the tint shows), darker or lighter than the shape."""
     level = rng.uniform(40, 215)
     if abs(level - shape_level) < 60:
         level = shape_level + (75 if shape_level < 128 else -75)
@@ -112,7 +112,7 @@ def _background(shape_level: float, rng: np.random.Generator) -> Float[np.ndarra
 def _clutter(
     image: Float[np.ndarray, "h w 3"], rng: np.random.Generator
 ) -> Float[np.ndarray, "h w 3"]:
-    """Up to three thin lines and specks over the background: edges that are not the shape's."""
+    """Draw up to three thin lines and specks over the background, as edges that distract."""
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(0, 4)):

@@ -1,4 +1,4 @@
-"""The embedded demo: a backdoor planted and removed in a few minutes, without network or data."""
+"""The embedded demo: a backdoor is planted and removed in minutes, without downloading anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTACKS: dict[str, Attack] = {
     "flip": LabelFlip(rate=0.05),
 }
 TRAIN_SIZE, TEST_SIZE = 6000, 2000
-TRAIN_SEED, TEST_SEED = 1, 2  # none of those that the embedded CLIP was trained on
+TRAIN_SEED, TEST_SEED = 1, 2  # the embedded CLIP was trained on other seeds
 RECIPE = Recipe(epochs=10, batch_size=128, widths=(8, 16, 32, 64))
 to_tensor = ToInput((SIDE, SIDE))
 augmented = ToInput((SIDE, SIDE), moved_by=1)
@@ -31,13 +31,13 @@ augmented = ToInput((SIDE, SIDE), moved_by=1)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo came to.
+    """The outcome of the demo.
 
     Attributes:
-        attack: its name.
+        attack: name of the attack.
         outcome: all figures.
-        files: what was written, by name.
-        seconds: the whole demo.
+        files: path of each file that was written, by name.
+        seconds: duration of the whole demo.
     """
 
     attack: str
@@ -64,15 +64,15 @@ def run_demo(
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
-    """Draw the data, train a victim and a clean network, scan, repair, measure, report.
+    """Run the demo: draw data, train a victim and a clean network, scan, repair, measure, report.
 
     Args:
         attack_name: one of ``ATTACKS``.
         folder: where the report goes.
-        config: of the guard.
-        seed: of the networks.
+        config: configuration of the guard.
+        seed: seed of the networks.
         progress: draw progress bars.
-        say: told what happens, line by line.
+        say: called with each line of text that says what happens.
     """
     started = time.perf_counter()
     attack = ATTACKS[attack_name]
@@ -102,7 +102,7 @@ def run_demo(
 
 
 def as_table(result: DemoResult) -> str:
-    """The result as text for a terminal: figures, split, and where the report lies."""
+    """Write the demo's result as text for a terminal: figures, split, and the report's path."""
     lines = [
         result.outcome.as_text(),
         f"Entropy map: {result.files['figure']}",

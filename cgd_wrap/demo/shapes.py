@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from cgd_wrap.demo.painting import CLASSES, COLOURS, SIDE, TEXTURES, Scene, paint
 
 RESERVED_SEEDS = range(900_000, 901_000)
-"""Seeds of the data that the embedded CLIP was trained and measured on: draw with others."""
+"""Seeds of the data that the embedded CLIP was trained and measured on: draw with other seeds."""
 
 
 class ShapesDataset(Dataset[tuple[Any, int]]):
@@ -63,7 +63,7 @@ class ShapesDataset(Dataset[tuple[Any, int]]):
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene; its shape is inside the picture but for a tenth of its radius."""
+    """Draw a random scene, whose shape lies inside the picture but for a tenth of its radius."""
     radius = float(rng.uniform(6.5, 14))
     reach = SIDE / 2 - 0.9 * radius
     x, y = SIDE / 2 + rng.uniform(-reach, reach, size=2)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def drill(
         raise CGDError("a drill runs in one process: start it without torchrun")
     attack = _chosen(attack, rate, seed)
     train_set, test_set, raw = _parts(guard, test_dataset, seed)
-    channels, *size = input_shape(*guard.evaluated_view(), raw, unwrapped(guard.model))
+    channels, *size = input_shape(*guard.subject.evaluated_view(), raw, unwrapped(guard.model))
     plain = ToInput((size[0], size[1]), channels)
     config = guard.config
     experiment = Experiment(
@@ -117,9 +118,9 @@ def _chosen(attack: str | Attack, rate: float | None, seed: int) -> Attack:
 
 def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pictures, RawImages]:
     """Raw training and test set, and the raw images of the whole data set."""
-    raw, labels, names = guard.raw_view(), guard.targets, guard.class_names
+    raw, labels, names = guard.subject.raw_view(), guard.targets, guard.class_names
     every = torch.ones(len(labels), dtype=torch.bool)
-    if guard._result is not None:
+    with suppress(CGDError):  # before a scan, no sample is known to be bad
         every[list(guard.result.bad)] = False
     if test_dataset is None:
         out = hold_out(labels, every, TEST_SHARE, seed)

@@ -1,6 +1,6 @@
 """The formulas of CGD as pure functions over tensors.
 
-The classes of this package hold state and call these. Symbols are those of the paper
+The classes of ``cgd_wrap`` hold state and call these functions. Symbols are those of the paper
 (arXiv 2507.05113); NLL stands for the negative log-likelihood of the given label, in nats.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from cgd_wrap.functional.loss import (
     LossTerms,
     Normalisers,
+    SampleWeights,
     cgd_loss,
     cgd_loss_terms,
     doubted_teacher,
@@ -28,6 +29,7 @@ from cgd_wrap.functional.split import Split, balanced_indices, corner_weight, sp
 __all__ = [
     "LossTerms",
     "Normalisers",
+    "SampleWeights",
     "Split",
     "auroc",
     "balanced_indices",

@@ -1,4 +1,4 @@
-"""Outputs and CLIP's logits -> the guarded loss, and the teacher that doubts a label."""
+"""The guarded loss of a batch, and CLIP's logits corrected for labels that may be wrong."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class LossTerms(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """Their sum, which is what is minimised."""
+        """Sum of the three parts, which training minimises."""
         return self.clean + self.guidance + self.unlearning
 
 
 class Normalisers(NamedTuple):
-    """What the sums of the three parts of the loss are divided by."""
+    """Divisors of the sums over samples in the three parts of the loss."""
 
     clean: Float[Tensor, ""]
     guidance: Float[Tensor, ""]
@@ -37,8 +37,15 @@ class Normalisers(NamedTuple):
         guidance: Float[Tensor, "b"],
         unlearning: Float[Tensor, "b"],
     ) -> Normalisers:
-        """The batch's own sums of weights: the loss is then made of means over the batch."""
+        """Take the batch's own sums of weights, which makes each part a mean over the batch."""
         return cls(clean.sum(), guidance.sum(), unlearning.sum())
+
+
+class SampleWeights(NamedTuple):
+    """Weights of a batch's triggered samples in two parts of the loss; None weighs each by 1."""
+
+    guidance: Float[Tensor, "b"] | None = None
+    unlearning: Float[Tensor, "b"] | None = None
 
 
 def cgd_loss_terms(
@@ -52,23 +59,24 @@ def cgd_loss_terms(
     beta: float,
     temperature: float,
     epsilon: float = 1e-6,
-    triggered_weight: Float[Tensor, "b"] | None = None,
-    guidance_weight: Float[Tensor, "b"] | None = None,
+    weights: SampleWeights | None = None,
     clean_nll: Float[Tensor, "b"] | None = None,
     normalisers: Normalisers | None = None,
 ) -> LossTerms:
-    """The parts of :func:`cgd_loss`, whose arguments it shares, and three more.
+    """Compute the three parts of :func:`cgd_loss`, from its arguments and three more.
 
-    ``guidance_weight`` is to the guidance what ``triggered_weight`` is to the unlearning;
-    ``clean_nll`` is a loss per sample in place of the cross entropy, such as a smoothed one;
-    ``normalisers`` are divisors in place of the batch's own counts (see ``CGDLoss``).
+    - ``weights``: weight of each triggered sample in the guidance and in the unlearning, 1 by
+      default; they take the place of ``triggered_weight``.
+    - ``clean_nll``: a loss per sample in place of the cross entropy, such as a smoothed one.
+    - ``normalisers``: divisors in place of the batch's own counts; see
+      :class:`~cgd_wrap.train.loss.CGDLoss`.
     """
     outputs = outputs.float()
     if clean_nll is None:
         clean_nll = F.cross_entropy(outputs, labels, reduction="none")
     pull, push = (
         triggered.float() if weight is None else triggered * weight.float()
-        for weight in (guidance_weight, triggered_weight)
+        for weight in weights or SampleWeights()
     )
     if normalisers is None:
         normalisers = Normalisers.of_batch(clean.float(), pull, push)
@@ -90,9 +98,9 @@ def cgd_loss_terms(
 def _masked_mean(
     values: Float[Tensor, "b"], mask: Bool[Tensor, "b"], normaliser: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """Sum over the mask, divided by the normaliser; 0 with a graph where nothing is masked.
+    """Sum values inside a mask and divide by the normaliser; 0, with a graph, for an empty mask.
 
-    ``where`` comes before the sum, so that an inf outside the mask can't spoil it.
+    ``where`` comes before the sum, so that an inf outside the mask can't spoil the sum.
     """
     total = torch.where(mask, values, torch.zeros_like(values)).sum()
     return total / torch.where(normaliser > 0, normaliser, torch.ones_like(normaliser))
@@ -111,13 +119,15 @@ def cgd_loss(
     epsilon: float = 1e-6,
     triggered_weight: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """CGD's loss (paper, section 3.3): learn the clean, guide and unlearn the triggered.
+    """Compute CGD's loss of a batch (paper, section 3.3).
 
+    Clean samples are learned. Triggered samples are guided towards CLIP's distribution, and their
+    labels are unlearned:
     ``mean_clean CE + alpha T^2 mean_triggered KL(softmax(clip/T) || softmax(out/T))
     + beta mean_triggered log(p_y + epsilon)``, in nats, computed in float32.
 
-    A batch without clean or without triggered samples contributes 0 there, with a graph; mixed
-    samples carry no loss. Shapes are static: nothing waits for the device.
+    Without clean samples in the batch, or without triggered ones, their part is 0, with a graph;
+    mixed samples carry no loss. No shape depends on the data, so that nothing waits for the device.
 
     Args:
         outputs: the trained model's logits, any float type.
@@ -129,27 +139,28 @@ def cgd_loss(
         beta: weight of the unlearning (negative cross entropy).
         temperature: T, softens both distributions of the guidance.
         epsilon: keeps the unlearning bounded: ``log(p_y + epsilon) >= log(epsilon)``.
-        triggered_weight: turns the unlearning mean into a weighted one.
+        triggered_weight: weight of each sample in the unlearning's mean; None weighs all alike.
     """
     return cgd_loss_terms(
         outputs, labels, clip_logits, clean, triggered,
         alpha=alpha, beta=beta, temperature=temperature, epsilon=epsilon,
-        triggered_weight=triggered_weight,
+        weights=SampleWeights(unlearning=triggered_weight),
     ).total  # fmt: skip
 
 
 def doubted_teacher(
     clip_logits: Float[Tensor, "t classes"], labels: Int[Tensor, "t"], doubt: Float[Tensor, "t"]
 ) -> Float[Tensor, "t classes"]:
-    """CLIP's logits, given that the label is wrong with probability ``doubt``; float32.
+    """Correct CLIP's logits for labels that are wrong with probability ``doubt``; float32.
 
-    By Bayes' rule: ``log(1 - doubt)`` is added to the label's logit. Where CLIP itself confuses a
-    class with the attack's target, it would otherwise teach the target.
+    By Bayes' rule, ``log(1 - doubt)`` is added to the label's logit. Otherwise, where CLIP itself
+    confuses a class with the attack's target, CLIP would teach the target.
 
     Args:
         clip_logits: zero-shot logits of the triggered samples, scaled.
-        labels: their given labels.
-        doubt: in [0, 1], such as their :func:`corner_weight`.
+        labels: given labels of the triggered samples.
+        doubt: probability that each label is wrong, in [0, 1], such as
+            :func:`~cgd_wrap.functional.split.corner_weight`.
     """
     doubted = clip_logits.float().clone()
     belief = torch.log1p(-doubt.clamp(max=1 - 1e-6)).to(doubted)

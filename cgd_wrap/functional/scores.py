@@ -1,4 +1,4 @@
-"""Logits -> what a model says of the given labels: negative log-likelihoods, ranks, shares."""
+"""Scoring the given labels by a model's logits: negative log-likelihoods (NLL), ranks, shares."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 def label_log_odds_against(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]
 ) -> Float[Tensor, "n"]:
-    """Log-odds against the given label, ``log((1 - p_y) / p_y)``, float64, nats.
+    """Log-odds against each given label, ``log((1 - p_y) / p_y)``, float64, nats.
 
-    A strictly increasing function of the NLL that stays apart where the NLL itself saturates:
-    with a logit margin of 110 the NLL is 1e-48, which float32 rounds to 0.
+    The log-odds rise strictly with the NLL, and stay distinct where the NLL saturates: with a logit
+    margin of 110 the NLL is 1e-48, which float32 rounds to 0.
 
     Args:
         logits: any float type; computed in float64.
@@ -29,7 +29,7 @@ def label_log_odds_against(
 
 
 def nll_from_log_odds(log_odds: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """NLL of the label, ``log(1 + exp(log_odds))``, float32, nats."""
+    """NLL of each label from the log-odds against it, ``log(1 + exp(log_odds))``, float32, nats."""
     zero = torch.zeros_like(log_odds)
     return torch.logaddexp(zero, log_odds).float()
 
@@ -53,7 +53,7 @@ def normalised_rank(values: Shaped[Tensor, "n"]) -> Float[Tensor, "n"]:
     Equal values are ranked by index, so that the ranks are the same on every machine.
 
     Raises:
-        ValueError: for NaN, which has no rank.
+        ValueError: a value is NaN, which has no rank.
     """
     if values.is_floating_point() and bool(values.isnan().any()):
         bad = int(values.isnan().nonzero()[0])
@@ -71,16 +71,17 @@ def _rank_of_order(order: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
 def reference_label_nll(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, "n"]
 ) -> Float[Tensor, "n"]:
-    """The authors' score, ``-log(softmax(logits)[y])`` in float32; for the paper preset only.
+    """NLL of each given label as the authors compute it, ``-log(softmax(logits)[y])`` in float32.
 
-    Ties at 0 where float32 rounds p to 1, and is inf where it rounds p to 0.
+    For the paper preset only: scores tie at 0 where float32 rounds p to 1, and are inf where
+    float32 rounds p to 0.
     """
     probability = torch.softmax(logits.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
     return -torch.log(probability)
 
 
 def reference_rank(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """The authors' ranks: NumPy's default sort, whose order of ties depends on the processor."""
+    """Rank values as the authors do: NumPy's default sort, whose ties depend on the processor."""
     return _rank_of_order(torch.from_numpy(np.argsort(values.cpu().numpy())))
 
 
@@ -106,5 +107,5 @@ def auroc(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
 def share_by_class(
     values: Float[Tensor, "n"] | Bool[Tensor, "n"], labels: Int[Tensor, "n"]
 ) -> Float[Tensor, "classes"]:
-    """Mean of each class' values, up to the largest label, float64; NaN without samples."""
+    """Mean of each class' values, up to the largest label, float64; NaN for an empty class."""
     return torch.bincount(labels, weights=values.double()) / torch.bincount(labels)

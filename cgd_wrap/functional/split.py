@@ -1,4 +1,4 @@
-"""Ranks -> the three-way split of a training set, and the indices that balance its classes."""
+"""Splitting a training set by two ranks into clean, triggered and mixed; balancing its classes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Disjoint masks over the user's dataset; an unreadable sample is in none of them.
+    """Three disjoint masks over the user's dataset; unreadable samples are in none of the three.
 
     Attributes:
-        clean: CLIP agrees with the label, and it was not learned suspiciously fast.
-        triggered: CLIP contradicts the label, or it was learned suspiciously fast.
-        mixed: neither.
+        clean: CLIP agrees with the label, and the label was not learned suspiciously fast.
+        triggered: CLIP contradicts the label, or the label was learned suspiciously fast.
+        mixed: samples that are neither clean nor triggered.
     """
 
     clean: Bool[Tensor, "n"]
@@ -32,12 +32,12 @@ class Split:
         return self.clean.numel()
 
     def counts(self) -> dict[str, int]:
-        """Number of samples by name, and of those in none of the three as ``"unreadable"``."""
+        """Number of samples in each mask, by name; ``"unreadable"`` counts samples in no mask."""
         found = {name: int(getattr(self, name).sum()) for name in ("clean", "triggered", "mixed")}
         return {**found, "unreadable": len(self) - sum(found.values())}
 
     def names(self) -> list[str]:
-        """The split of each sample in words, in the dataset's order."""
+        """Name of the mask that each sample is in, in the dataset's order."""
         code = self.clean * 1 + self.triggered * 2 + self.mixed * 3
         words = ("unreadable", "clean", "triggered", "mixed")
         return [words[int(value)] for value in code.tolist()]
@@ -62,13 +62,13 @@ def split_by_rank(
 
     Args:
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
-        suspicious_rank: the same under the suspicious model.
+        suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
         sigma_clean: sigma_1, in [0, 1).
         sigma_triggered: sigma_2, in [0, sigma_clean].
         sigma_slow: in [sigma_clean, 1], or None for the paper's split.
 
     Raises:
-        ValueError: if the thresholds are out of range, or would let the splits overlap.
+        ValueError: the thresholds are out of range, or would let the splits overlap.
     """
     if not 0 <= sigma_triggered <= sigma_clean < 1:
         raise ValueError(
@@ -89,7 +89,7 @@ def split_by_rank(
 def balanced_indices(
     labels: Int[Tensor, "n"], clean: Bool[Tensor, "n"], *, generator: torch.Generator
 ) -> Int[Tensor, "m"]:
-    """Indices that hold every class of the clean split as often as the largest.
+    """List indices of clean samples, every class as often as the largest class.
 
     Each clean sample appears once; smaller classes are filled up by drawing from their own
     samples with replacement. Ordered by class; classes without a clean sample stay out.
@@ -112,10 +112,11 @@ def balanced_indices(
 def corner_weight(
     clip_rank: Float[Tensor, "n"], suspicious_rank: Float[Tensor, "n"], *, power: float
 ) -> Float[Tensor, "n"]:
-    """Weight of the unlearning, ``(clip_rank * (1 - suspicious_rank)) ** power``, in [0, 1].
+    """Weight of each sample in the unlearning: ``(clip_rank * (1 - suspicious_rank)) ** power``.
 
-    It gathers at the corner of the map where both signs agree: CLIP contradicts the label, and
-    it was learned fast. Power 0 weighs all alike, as the paper does. NaN ranks weigh 0. float32.
+    In [0, 1], float32. The weight is high in the corner of the entropy map, where both signs of
+    poison agree: CLIP contradicts the label, and the label was learned fast. Power 0 weighs all
+    samples alike, as the paper does. A sample whose rank is NaN weighs 0.
     """
     weight = (clip_rank * (1 - suspicious_rank)) ** power
     return torch.where(weight.isnan(), torch.zeros_like(weight), weight).float()

@@ -1,1 +1,1 @@
-"""The user's classifier and ours: outputs, inputs, weights, predictions."""
+"""Working with classifiers, the user's and the library's own: inputs, outputs, weights."""

@@ -1,4 +1,8 @@
-"""Whether a model knows the classes yet: one that is repaired needs more than one that starts."""
+"""Measuring whether a model already knows the classes, before the defence trains it.
+
+A model that knows the classes is repaired, and needs stronger settings than a model that is trained
+from scratch.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,14 @@ from cgd_wrap.models.prediction import evaluating
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
 
-SAMPLES, BATCH = 512, 32  # samples at most: enough to tell chance from learned
+SAMPLES, BATCH = 512, 32  # 512 samples are enough to tell knowledge from chance
 
 
 def class_knowledge(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> float:
-    """Balanced accuracy above chance: 0 for a constant guess, 1 where all are right.
+    """Balanced accuracy on a scale from chance to perfect: 0 for a constant guess, 1 for all right.
 
-    The mean recall of the classes that occur, moved and scaled by what a guess would reach.
+    ``(r - c) / (1 - c)``: r is the mean recall of the classes that occur, and c the recall by
+    chance, 1 over the number of these classes (at least 2).
     """
     recall = share_by_class(predictions == labels, labels)
     recall = recall[~recall.isnan()]
@@ -46,18 +51,18 @@ def measured_class_knowledge(
     seed: int,
     progress: bool = True,
 ) -> float:
-    """Measure :func:`class_knowledge` of a model on some of the clean samples, without a trace.
+    """Measure :func:`class_knowledge` of a model on some clean samples; the model stays as it is.
 
     Args:
         model: image batch -> logits.
         view: the images as the model is evaluated on them, ``[i] -> tensor``.
-        fallback: makes a view for images of which that gives no float tensor of ``shape``, as
-            only the user's collate function turns them into one. Called only if needed.
-        shape: of an image, [C, H, W].
+        fallback: makes another view, for images of which ``view`` gives no float tensor of
+            ``shape``, since only the user's collate function makes tensors. Called only if needed.
+        shape: shape of an image, [C, H, W].
         labels: given labels.
         clean: samples whose labels are to be trusted.
         runtime: device and precision.
-        seed: of the choice of samples.
+        seed: seed of the choice of samples.
         progress: draw a progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +76,7 @@ def measured_class_knowledge(
     made = cache(fallback)
 
     def image_of(index: int) -> Float[Tensor, "c h w"]:
-        with suppress(TypeError, BadSampleError):  # no tensor, or none that can be read
+        with suppress(TypeError, BadSampleError):  # no tensor, or a sample that can't be read
             image: Tensor = view[index]
             if image.is_floating_point() and image.shape == shape:
                 return image

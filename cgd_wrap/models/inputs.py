@@ -1,4 +1,4 @@
-"""What a model takes and gives: the shape of its inputs, the number of its outputs."""
+"""Finding the shape of a model's inputs, and checking the number of its outputs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ FALLBACK_SIZE = (224, 224)  # pixels, for raw images of varying size
 def check_outputs(
     model: nn.Module, shape: tuple[int, int, int], class_names: Sequence[str]
 ) -> None:
-    """Try the model on two black images; its modes and the random streams stay as they are.
+    """Check on two black images that a model gives a logit per class; the model stays as it is.
 
     Args:
         model: image batch -> logits.
-        shape: of an image, [C, H, W].
-        class_names: one per expected output.
+        shape: shape of an image, [C, H, W].
+        class_names: names of the classes, one per expected output.
 
     Raises:
-        ValueError: it has another number of outputs.
-        TypeError: it doesn't return logits.
+        ValueError: the model has another number of outputs.
+        TypeError: the model doesn't return logits.
     """
     outputs = _outputs_of_two(model, shape).shape[1]
     if outputs != len(class_names):
@@ -56,17 +56,21 @@ def _outputs_of_two(model: nn.Module, shape: tuple[int, int, int]) -> Float[Tens
 def input_shape(
     dataset: Any, layout: SampleLayout, raw: RawImages, model: nn.Module | None = None
 ) -> tuple[int, int, int]:
-    """Shape [C, H, W] of what the model is trained on.
+    """Find the shape [C, H, W] of the images that the model is trained on.
 
-    That of the dataset's tensors. Where it holds raw images, which a collate function turns into
-    tensors, the first of these that the model takes: the size that it was made for; the images'
-    own, if they are all alike; the size that its weights were made for; 224 x 224.
+    If the dataset holds image tensors, their shape is returned. If the dataset holds raw images,
+    which a collate function turns into tensors, the size is the first that the model accepts of:
+
+    - the size that the model was made for;
+    - the images' own size, if all images are equally large;
+    - the size that the model's pretrained weights were made for;
+    - 224 x 224.
 
     Args:
-        dataset: as the model sees it.
-        layout: where its images stand.
+        dataset: the data set as the model sees it.
+        layout: where an item of the dataset holds its image.
         raw: the same samples, raw.
-        model: what is trained; None takes any size, and says none.
+        model: the model to be trained; None stands for a model that accepts any size.
     """
     image = layout.image_of(first_readable(dataset)[0])
     if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point():
@@ -83,11 +87,11 @@ def input_shape(
 
 
 def _declared_sizes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(height, width) that a model of transformers or timm was made for; and what is just usual.
+    """Sizes (height, width) that a transformers or timm model needs, and sizes that it merely had.
 
     transformers' image processors resize to ``config.image_size``. timm's ``patch_embed`` says
-    what a network was built for, ``input_size`` what its pretrained weights saw, which only binds
-    some.
+    which size a network was built for. timm's ``input_size`` says at which size the weights were
+    pretrained; a network needs this size only if ``fixed_input_size`` is set.
     """
     config = getattr(model, "config", None)
     fixed = [
@@ -101,7 +105,7 @@ def _declared_sizes(model: Any) -> tuple[list[tuple[int, int]], list[tuple[int, 
 
 
 def _as_size(value: object) -> list[tuple[int, int]]:
-    """One (height, width), of a number or a pair; none of anything else."""
+    """Read a number or a pair as [(height, width)]; anything else gives an empty list."""
     match value:
         case int() if value > 0:
             return [(value, value)]

@@ -1,4 +1,4 @@
-"""What every part of this package asks of the user's model."""
+"""Reading the logits of the user's model, and taking wrappers such as DDP off the model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def logits_of(output: Any) -> Float[Tensor, "b classes"]:
-    """Logits of a model's output: the output itself, its ``.logits``, or ``["logits"]``.
+    """Take the logits from a model's output: the output itself, ``.logits``, or ``["logits"]``.
 
     Raises:
-        TypeError: if there is no such thing.
+        TypeError: the output holds no logits [B, C].
     """
     logits = output
     if not isinstance(output, Tensor):
@@ -29,7 +29,7 @@ def logits_of(output: Any) -> Float[Tensor, "b classes"]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile."""
     inner: Any = model
     while (held := _held_by(inner)) is not None:
         inner = held

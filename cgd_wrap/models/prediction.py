@@ -1,4 +1,4 @@
-"""Predictions of a classifier, without a trace on the model or on the random streams."""
+"""Predicting classes with a model; its modes and the random streams end as they began."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def predict_with_labels(
         model: image batch -> logits [B, C], or an output with ``.logits``.
         data: a map-style dataset, or a DataLoader, of ``(image tensor, label, ...)`` or of dicts
             (``pixel_values`` and ``labels``, or ``image`` and ``label``).
-        batch_size: images per step; a DataLoader brings its own.
+        batch_size: images per step; not used for a DataLoader.
         device: where the images go. Default: where the model's first parameter is.
 
     Returns:
@@ -84,7 +84,7 @@ def _collate(samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def _image_and_label(sample: Any) -> tuple[Any, Any]:
-    """Read a sample or a batch: a tuple by position, a dict by the usual keys."""
+    """Take image and label from a sample or a batch: from a tuple by position, a dict by key."""
     if isinstance(sample, Mapping):
         image = next((key for key in IMAGE_KEYS if key in sample), None)
         label = next((key for key in LABEL_KEYS if key in sample), None)
@@ -114,7 +114,10 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, then each submodule's own mode again: some may be frozen on purpose."""
+    """Put a model in evaluation mode; on leaving, each submodule gets its own mode back.
+
+    Some submodules may be in evaluation mode on purpose, since they are frozen.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -126,7 +129,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _streams_kept(loader: DataLoader[Any]) -> Iterator[None]:
-    """Keep the global random streams and the loader's own, which every pass over it advances."""
+    """Restore, on leaving, the global random streams and the stream that the loader draws from."""
     generator = loader.generator
     state = generator.get_state() if generator is not None else None
     try:

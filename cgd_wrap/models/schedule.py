@@ -1,4 +1,4 @@
-"""Learning rate schedules of our own training loops."""
+"""Learning rate schedules of the library's own training loops."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def set_rate(optimizer: torch.optim.Optimizer, highest: float, schedule: str, do
     """Set the learning rate of all parameters for the next step.
 
     Args:
-        optimizer: whose rate is set.
-        highest: learning rate.
+        optimizer: the optimiser whose rate is set.
+        highest: highest learning rate of the schedule.
         schedule: ``"constant"``, or ``"cosine"``: a warm-up over the first tenth of the steps, then
             half a cosine down to 0.
-        done: share of all steps, with the next one, in (0, 1].
+        done: share of all steps that are done once the next step is, in (0, 1].
     """
     factor = 1.0
     if schedule == "cosine":

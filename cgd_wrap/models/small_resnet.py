@@ -1,4 +1,4 @@
-"""The demo's classifier: a small residual network that trains in seconds on a CPU."""
+"""A small residual network that trains in seconds on a CPU, for the demo and for attacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """`x + f(f(x))`."""
+        """Compute `x + f(f(x))`."""
         out: Tensor = x + self.body(x)
         return out
 

@@ -1,4 +1,4 @@
-"""A model's weights: made anew, read from a file, hashed."""
+"""Initialising, loading and hashing a model's weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP and torch.compile
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with newly initialised fp32 parameters; the model is left as it is.
+    """Copy a model's architecture, with newly initialised fp32 parameters.
 
-    A transformers model is built anew from its config; any other is copied, and every module
+    A transformers model is built anew from its config; any other model is copied, and every module
     initialised by its own ``reset_parameters`` (and timm's ``init_weights``). Parameters of
-    modules without one start from a normal distribution of standard deviation 0.02.
+    modules without ``reset_parameters`` start from a normal distribution of standard deviation
+    0.02.
 
     Args:
-        model: any classifier.
-        seed: of the initialisation; the global random stream is left alone.
+        model: any classifier; left as it is.
+        seed: seed of the initialisation; the global random stream is left alone.
     """
     model = unwrapped(model)
     with seeded(seed):
@@ -57,10 +58,10 @@ def _reset(module: nn.Module) -> None:
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
-    """A copy of the model with the weights of a file; nothing in the file is executed.
+    """Copy a model and load the weights of a file; nothing in the file is executed.
 
     Args:
-        model: gives the architecture.
+        model: gives the architecture; left as it is.
         path: ``.safetensors``, or a file that ``torch.load(weights_only=True)`` reads: a state
             dict, or a dict that holds one under ``state_dict`` or ``model``.
 

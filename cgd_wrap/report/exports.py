@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.files import write_atomically
+from cgd_wrap.functional import balanced_indices
+from cgd_wrap.scan.stored_logits import StoredLogits
 from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.result import ScanResult
 
 
 def write_clean_indices(path: str | Path, indices: Iterable[int] | Int[Tensor, "k"]) -> Path:
@@ -75,3 +79,28 @@ def write_logits(
     }
     write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     return path
+
+
+def export_for_reference(
+    result: ScanResult, logits: tuple[StoredLogits, StoredLogits], folder: Path, *, seed: int
+) -> dict[str, Path]:
+    """Write what other tools of CGD read: the reference's files, and the logits.
+
+    ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json``, and
+    ``logits.safetensors`` in place of the reference's pickle.
+
+    Args:
+        result: of the scan.
+        logits: CLIP's and the suspicious model's.
+        folder: made where it is missing.
+        seed: of the balance.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clip, suspicious = (torch.cat([values for _, values, _ in one.units()]) for one in logits)
+    generator = torch.Generator().manual_seed(seed)
+    clean = balanced_indices(result.labels, result.split.clean, generator=generator)
+    return {
+        "clean_indices": write_clean_indices(folder / "clean_indices.json", clean.tolist()),
+        "entropy_score": write_entropy_score(folder / "entropy_score.json", result.entropy_map),
+        "logits": write_logits(folder / "logits.safetensors", clip, suspicious, result.labels),
+    }

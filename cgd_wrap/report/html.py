@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
-from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.files import write_atomically
-from cgd_wrap.functional import Split
+from cgd_wrap.report.classes import most_suspicious
 from cgd_wrap.report.escaping import printable
-from cgd_wrap.report.summary import ClassRow, most_suspicious
+from cgd_wrap.report.summary import in_words
 from cgd_wrap.report.thumbnails import thumbnail
-from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.report.value import Report
 
 _FIGURES = {
     "clean_accuracy": "clean accuracy (CA)",
@@ -29,52 +25,18 @@ _FIGURES = {
     "poison_left_in_clean": "poison left in the clean split",
     "poison_in_triggered": "poison found by the triggered split",
     "precision": "precision of the triggered split",
-    "recall": "recall of the triggered split",
     "auroc_clip": "area under the ROC curve, CLIP rank",
     "auroc_suspicious": "area under the ROC curve, suspicious rank",
 }
 
 
-def write_page(
-    path: str | Path,
-    *,
-    title: str,
-    entropy_map: EntropyMap,
-    split: Split,
-    rows: Sequence[ClassRow],
-    labels: Int[Tensor, "n"],
-    picture: bytes,
-    thresholds: Mapping[str, float],
-    poison_rate: float = 0.0,
-    auto: bool = False,
-    paths: Sequence[str | None] | None = None,
-    images: Any = None,
-    bad: Mapping[int, Sequence[str | None]] | None = None,
-    figures: Mapping[str, Any] | None = None,
-    stage_seconds: Mapping[str, float] | None = None,
-    warnings: Sequence[str] = (),
-    teachers: Sequence[str] = (),
-) -> Path:
+def write_page(path: Path, report: Report, picture: bytes) -> Path:
     """Write the report as HTML: no script, nothing loaded from elsewhere, all text escaped.
 
     Args:
         path: the file.
-        title: heading.
-        entropy_map: of the training set.
-        split: of the same set.
-        rows: see :func:`cgd_wrap.report.summary.class_rows`.
-        labels: the given labels.
+        report: what is shown.
         picture: the entropy map as PNG.
-        thresholds: ``clean`` and ``triggered``; ``slow``, ``corner``, ``poison`` where used.
-        poison_rate: estimated share of all samples that are poisoned, in [0, 1].
-        auto: whether the poison's probability decided, as under ``sigma="auto"``.
-        paths: the samples' files, where they are known.
-        images: raw images by index, for thumbnails of the most suspicious samples.
-        bad: samples that can't be used: index -> [reason, message, path].
-        figures: measured figures by name, or by name within "before", "after" and the like.
-        stage_seconds: wall-clock seconds by stage.
-        warnings: what seems wrong with CLIP, a message each.
-        teachers: how far the CLIPs agree, a sentence each.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -88,43 +50,39 @@ def write_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     # Class names and paths are foreign text: every value passes through the escaping.
     environment.finalize = lambda value: printable(value) if type(value) is str else value
+    result, rows = report.result, report.rows
+    probability = result.calibration.sure_of_poison, result.calibration.unlikely_poison
     text = environment.from_string(template).render(
-        title=title,
-        counts=split.counts(),
-        samples=len(split),
+        title=report.title,
+        counts=result.split.counts(),
+        samples=len(result.split),
         rows=sorted(rows, key=lambda row: -row.lift),
         suspected=[row for row in rows if row.suspected],
-        poison_rate=poison_rate,
-        auto=(DEFAULT.sure_of_poison, DEFAULT.unlikely_poison) if auto else None,
+        poison_rate=result.poison_estimate.rate,
+        auto=probability if report.config.sigma == "auto" else None,
         figure="data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
-        thresholds=thresholds,
-        worst=_worst(entropy_map, split, rows, labels, paths, images),
-        bad=sorted((bad or {}).items())[:100],
-        has_paths=any(paths or ()),
-        has_images=images is not None,
-        figures=_figure_tables(figures or {}),
-        stage_seconds=stage_seconds or {},
-        warnings=warnings,
-        teachers=teachers,
+        thresholds=report.thresholds,
+        worst=_worst(report),
+        bad=sorted(result.bad.items())[:100],
+        has_paths=any(report.paths or ()),
+        has_images=report.images is not None,
+        figures=_figure_tables(report.all_figures),
+        stage_seconds=report.stage_seconds,
+        warnings=result.warnings,
+        teachers=in_words(result.teachers, report.class_names),
     )
-    path = Path(path)
     write_atomically(path, text.encode("utf-8"))
     return path
 
 
-def _worst(
-    entropy_map: EntropyMap,
-    split: Split,
-    rows: Sequence[ClassRow],
-    labels: Int[Tensor, "n"],
-    paths: Sequence[str | None] | None,
-    images: Any,
-) -> list[dict[str, Any]]:
-    names = split.names()
+def _worst(report: Report) -> list[dict[str, Any]]:
+    """The most suspicious samples, each as the page shows it."""
+    entropy_map, names = report.result.entropy_map, report.result.split.names()
+    paths, images = report.paths, report.images
     return [
         {
             "index": index,
-            "name": rows[int(labels[index])].name,
+            "name": report.class_names[int(report.labels[index])],
             "clip_rank": float(entropy_map.clip_rank[index]),
             "suspicious_rank": float(entropy_map.suspicious_rank[index]),
             "clip_nll": float(entropy_map.clip_nll[index]),
@@ -155,8 +113,6 @@ def _figure_tables(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _figure_table(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     known = list(_FIGURES)
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    if "poison_in_triggered" in names and "recall" in names:
-        names.remove("recall")  # the same figure by another name
     names.sort(key=lambda name: known.index(name) if name in known else len(known))
     rows = [
         (

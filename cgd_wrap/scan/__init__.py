@@ -1,1 +1,1 @@
-"""Two passes over the data: CLIP's scores and the suspicious model's, on disk."""
+"""The two passes over the data: logits of CLIP and of the suspicious model, stored on disk."""

@@ -1,4 +1,4 @@
-"""The pass of CLIP over the user's images."""
+"""The pass of CLIP over the user's images: features or logits of every image are stored."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_log
 def clip_pass(
     clip: Clips, class_names: Sequence[str], raw: RawView, options: PassOptions
 ) -> StoredLogits:
-    """Score every sample by CLIP, or by any other zero-shot classifier, or by several.
+    """Score every sample by one or several zero-shot classifiers, such as CLIP.
 
     For open_clip models the image features are stored, in fp16, and the class matrix beside
     them: other prompts or class names need no second image pass. A finished pass is read without
     loading the model. Each of several CLIPs has a pass of its own, in ``clip``, ``clip-2``, ...;
-    they are read as :class:`~cgd_wrap.scan.stored_logits.CombinedLogits`.
+    the passes are read together as :class:`~cgd_wrap.scan.stored_logits.CombinedLogits`.
 
     Args:
-        clip: as for :class:`CGDGuard`.
+        clip: as for :class:`~cgd_wrap.guard.CGDGuard`.
         class_names: names of the classes, in the order of the labels.
-        raw: gives the images.
+        raw: gives the raw images, by index.
         options: cache, device and configuration.
 
     Raises:
-        DatasetError: the raw images are random; nothing is left in the cache.
+        DatasetError: a raw image differs each time it is read; nothing is left in the cache.
     """
     clips = as_list(clip)
     stores = ["clip", *(f"clip-{number}" for number in range(2, len(clips) + 1))]
-    # A failed try must not claim the cache for its arguments.
+    # Checked first, so that a failed scan doesn't claim the cache for its arguments.
     if any(options.begins(store) for store in stores):
         check_deterministic(raw, "clip_dataset")
     passes = [
@@ -97,7 +97,7 @@ def _from_features(text: ClipText) -> Callable[[Mapping[str, Tensor]], Tensor]:
 
 
 def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> dict[str, Any]:
-    """What was asked for, as far as it can be told without loading the model."""
+    """Describe the CLIP, class names and settings that are asked for, without loading the model."""
     parts = [Path(clip.removeprefix("local-dir:")), Path(clip.partition("/")[2])]
     files = [f for p in parts for f in (sorted(p.glob("*")) if p.is_dir() else [p]) if f.is_file()]
     return {
@@ -143,5 +143,5 @@ class _Preprocessed(Dataset[Tensor]):
 
 
 def _unit_range(image: Any) -> Float[Tensor, "3 height width"]:
-    """An RGB image as floats in [0, 1]."""
+    """Convert an RGB image to floats in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255

@@ -1,4 +1,4 @@
-"""What both passes of a scan share: cache, device, configuration."""
+"""The cache, device and configuration that both passes of a scan share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cgd_wrap.scan.store import UnitStore
 
 @dataclass(frozen=True)
 class PassOptions:
-    """What both passes share.
+    """The settings that both passes of a scan share.
 
     Attributes:
-        folder: of the cache.
+        folder: folder of the cache.
         dataset: fingerprint of the user's dataset, JSON values by field.
-        num_classes: C.
-        config: of the guard.
+        num_classes: number of classes.
+        config: configuration of the guard.
         runtime: device and processes.
-        num_workers: of the loaders.
-        progress: draw bars.
-        overwrite: replace stored results of something else, in place of refusing.
+        num_workers: number of processes that read images.
+        progress: draw progress bars.
+        overwrite: replace stored results of other data or settings, instead of raising an error.
     """
 
     folder: Path
@@ -40,24 +40,24 @@ class PassOptions:
     overwrite: bool = False
 
     def open_store(self, name: str, rows: int, fingerprint: Mapping[str, Any]) -> UnitStore:
-        """The store of a pass, under the dataset's and its own fingerprint."""
+        """Open the store of a pass, under the fingerprints of the dataset and of the pass."""
         whole = {**self.dataset, **fingerprint}
         return UnitStore.open(self.folder / name, rows, whole, overwrite=self.overwrite)
 
     def begins(self, name: str) -> bool:
-        """Whether the store of a pass may have to be made, or made anew."""
+        """Whether a pass has no store yet, or a store that may be replaced."""
         return self.overwrite or not (self.folder / name / "manifest.json").is_file()
 
     def scan(
         self, view: Any, score: Any, store: UnitStore, *, title: str, features: int | None = None
     ) -> None:
-        """Run the pass over what is missing, and wait for the other processes.
+        """Run a pass over the rows that its store lacks, and wait for the other processes.
 
         Args:
             view: ``[i] -> image tensor``.
-            score: what to compute.
-            store: where results go: under ``logits``, or under ``features`` in fp16.
-            title: of the progress bar.
+            score: see :class:`~cgd_wrap.scan.scanner.Scorer`.
+            store: store for the results: under ``logits``, or under ``features`` in fp16.
+            title: title of the progress bar.
             features: number of features that are stored; None where logits are.
         """
         if store.is_complete():

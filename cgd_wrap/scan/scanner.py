@@ -1,4 +1,4 @@
-"""One pass of any model over a dataset: sharded, resumable, without collectives."""
+"""Running any model over a dataset: by several processes, resumable, without collectives."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cgd_wrap.scan.store import UnitStore
 
 logger = logging.getLogger(__name__)
 
-BATCH_MULTIPLE = 16  # batches of such sizes gave the same bits for 1 to 4 threads
-WORKER_DEATHS_ALLOWED = 3  # samples that killed their worker, before we give up
+BATCH_MULTIPLE = 16  # for multiples of this batch size, 1 to 4 threads gave the same bits
+WORKER_DEATHS_ALLOWED = 3  # samples that may kill their worker before the scan stops
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What a pass computes: images on the device -> a vector per image."""
+    """A function that is computed for every image: images on the device -> a vector per image."""
 
     def __call__(
         self, images: Float[Tensor, "b ..."], *, full_precision: bool
@@ -34,23 +34,23 @@ class Scorer(Protocol):
 
 
 class Scanner:
-    """A pass over a view of the dataset, into a store.
+    """Computes a function for every image of a dataset, and writes the results to a store.
 
     Batches never cross the border of a unit, and units don't depend on the number of processes:
-    any number of them computes the same batches, hence the same bits.
+    any number of processes computes the same batches, hence the same bits.
 
     Args:
-        view: ``[i] -> image tensor``; raises :class:`BadSampleError` for what can't be read.
-        score: what to compute.
-        store: where results go, under ``name``.
+        view: ``[i] -> image tensor``; raises :class:`BadSampleError` for an unreadable sample.
+        score: the function to compute.
+        store: store for the results.
         name: name of the stored tensor.
-        width: d, length of a row.
+        width: d, number of values per image.
         dtype: type to store.
-        runtime: device, and which units are ours.
-        record_bad: keep bad samples as rows of zeros with a reason, instead of raising.
-        max_bad_fraction: with ``record_bad``, the share of all rows above which we give up.
+        runtime: device, and this process' share of the units.
+        record_bad: store bad samples as rows of zeros with a reason, instead of raising.
+        max_bad_fraction: with ``record_bad``, share of bad samples above which the scan stops.
         batch_size: None: 128 on a CPU, 512 on a GPU, halved as long as its memory runs out.
-        num_workers: of the loader.
+        num_workers: number of processes that read images.
         progress: draw a bar on the main process.
     """
 
@@ -79,7 +79,7 @@ class Scanner:
         self.bad_seen = dict[int, BadSampleError]()
 
     def run(self, description: str) -> None:
-        """Do this process' missing units, then wait for the others' (see the store's ``wait``)."""
+        """Compute and store the units in this process' share that the store lacks."""
         units = self.store.missing(
             self.store.owned_by(self.runtime.process_index, self.runtime.num_processes)
         )
@@ -96,7 +96,7 @@ class Scanner:
                         self._finish_unit(unit, samples)
                         units.remove(unit)
                         bar.update(len(samples))
-                except RuntimeError as error:  # from a signal: not just while we read
+                except RuntimeError as error:  # raised by a signal, at any place
                     if not _is_worker_death(error):
                         raise
                     logger.warning("%s. Reading a unit again, sample by sample.", error)
@@ -125,7 +125,7 @@ class Scanner:
         )
 
     def _read_isolated(self, rows: list[int]) -> list[_Sample]:
-        """Read rows in a worker of their own, halving them until the fatal one stands alone."""
+        """Read rows in a new worker, halving them until the row that kills workers is alone."""
         try:
             loader = self._loader_of([rows], num_workers=1)
             with _batches_of(loader) as batches:
@@ -182,7 +182,7 @@ class Scanner:
             ) from last
 
     def _score_within_memory(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
-        """Score a batch, in halves if the GPU runs out of memory; then again in fp32 if need be."""
+        """Score a batch: in halves if GPU memory runs out, again in fp32 if not all is finite."""
         try:
             device_images = images.to(self.runtime.device, non_blocking=True)
             with torch.no_grad():
@@ -208,7 +208,7 @@ _Sample = tuple[int, "Tensor | BadSampleError"]
 
 
 class _Reader(Dataset[_Sample]):
-    """Hands errors over as values, so that a worker survives them and their index is known."""
+    """Returns errors as values, so that a worker survives them and the sample's index is known."""
 
     def __init__(self, view: Dataset[Tensor]) -> None:
         self.view = view
@@ -225,7 +225,7 @@ class _Reader(Dataset[_Sample]):
 
 
 def _collate(samples: list[_Sample]) -> tuple[list[int], Any, list[_Sample]]:
-    """Images as one tensor: each tensor crosses the process border as an open file."""
+    """Stack images into one tensor, since each tensor of a worker takes an open file to send."""
     good = [(index, image) for index, image in samples if isinstance(image, Tensor)]
     bad = [sample for sample in samples if not isinstance(sample[1], Tensor)]
     images: Any = [image for _, image in good]
@@ -235,11 +235,7 @@ def _collate(samples: list[_Sample]) -> tuple[list[int], Any, list[_Sample]]:
 
 
 def _samples_of(loader: DataLoader[Any], batches: Iterator[Any]) -> list[_Sample]:
-    """The next batch.
-
-    Raises:
-        RuntimeError: as torch's own, where a worker died before all that it sent was fetched.
-    """
+    """Fetch the next batch; a worker's death is a RuntimeError, worded as torch words it."""
     try:
         indices, images, bad = next(batches)
     except (OSError, EOFError) as error:
@@ -252,10 +248,10 @@ def _samples_of(loader: DataLoader[Any], batches: Iterator[Any]) -> list[_Sample
 
 @contextmanager
 def _batches_of(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """The loader's batches; its workers have ended when this is left.
+    """Iterate over a loader's batches; on leaving, the loader's workers have ended.
 
-    Where a worker dies, torch raises in whatever code the main process is at. With a worker still
-    at work on a fatal sample, that could be the user's.
+    When a worker dies, torch raises an error in whatever code the main process is running. If a
+    worker were left at work on a sample that kills it, this could be the user's code.
     """
     batches = iter(loader)
     try:
@@ -290,14 +286,14 @@ def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
 
 
 def _padded(images: Float[Tensor, "b ..."]) -> Float[Tensor, "padded ..."]:
-    """A ragged batch, filled up with its last image.
+    """Fill a batch up to a multiple of ``BATCH_MULTIPLE`` by repeating its last image.
 
-    CPU kernels cut ragged batches by the number of threads, and round differently for it; a
-    process that a launcher started has fewer threads than one that stands alone.
+    CPU kernels cut other batches by the number of threads, and then round differently; a process
+    that a launcher started has fewer threads than a process that was started alone.
     """
     missing = -len(images) % BATCH_MULTIPLE
     return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
 
 
 def _is_worker_death(error: RuntimeError) -> bool:
-    return "DataLoader worker (pid" in str(error)  # "Caught ... in DataLoader worker" is another
+    return "DataLoader worker (pid" in str(error)  # not "Caught ... in DataLoader worker"

@@ -1,8 +1,9 @@
-"""Results of a pass on disk: units, written atomically, hashed, under one fingerprint.
+"""Storing the results of a pass on disk: in units, written atomically, under one fingerprint.
 
-A store is a folder: ``manifest.json`` says what it was made for, and each unit (a fixed range of
-rows) has ``NNNNN.safetensors`` and, once that is safely there, ``NNNNN.json`` with its hash. An
-entry per unit in place of one common list lets any number of processes write without locks.
+A store is a folder. Its ``manifest.json`` holds the fingerprint of the data and settings that the
+results belong to. Each unit (a fixed range of rows) has a file ``NNNNN.safetensors`` and, once this
+file is safely written, an entry ``NNNNN.json`` with the file's hash. An entry per unit, in place of
+one common list, lets any number of processes write without locks.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class UnitStore:
     """The results of one pass over ``rows`` rows, unit by unit.
 
     Attributes:
-        folder: where they lie.
+        folder: folder of the store.
         rows: number of rows in all.
-        made_for: hash of the fingerprint; units that were made for another one don't count.
+        made_for: hash of the fingerprint; units with another hash don't count.
     """
 
     folder: Path
@@ -55,16 +56,17 @@ class UnitStore:
     def open(
         cls, folder: Path, rows: int, fingerprint: Mapping[str, Any], *, overwrite: bool = False
     ) -> UnitStore:
-        """Open or create a store; one that is complete may be read-only.
+        """Open or create a store; a complete store may be read-only.
 
         Args:
-            folder: made where it is missing.
+            folder: folder of the store; made if it is missing.
             rows: length of the dataset.
             fingerprint: JSON values by field name, of everything that the results depend on.
-            overwrite: start afresh where the stored fingerprint differs.
+            overwrite: start afresh if the stored fingerprint differs.
 
         Raises:
-            CacheMismatchError: if the folder was made for something else, or by a newer version.
+            CacheMismatchError: the folder was made for other data or settings, or by a newer
+                version of this library.
         """
         wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
         path = folder / "manifest.json"
@@ -85,8 +87,8 @@ class UnitStore:
                 return store
             logger.warning("Replacing %s, which was made for something else.", folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Units of the old fingerprint stay until they are replaced, since another process may
-        # already have written new ones.
+        # Units of the old fingerprint aren't deleted, since another process may already have
+        # written new units.
         write_json(path, {"format": FORMAT, "fingerprint": wanted})
         return store
 
@@ -98,7 +100,7 @@ class UnitStore:
         return range(unit * UNIT_SIZE, min((unit + 1) * UNIT_SIZE, self.rows))
 
     def owned_by(self, process_index: int, num_processes: int) -> list[int]:
-        """The units that a process does, whatever is there already."""
+        """Numbers of the units that a process computes, including units already stored."""
         return list(range(process_index, len(self), num_processes))
 
     def write(
@@ -120,7 +122,7 @@ class UnitStore:
         )
 
     def read(self, unit: int) -> tuple[dict[str, Tensor], dict[int, list[str | None]]] | None:
-        """A unit's tensors and bad samples, or None if it is missing, torn or damaged."""
+        """Read a unit's tensors and bad samples; None if the unit is missing, torn or damaged."""
         entry = self._entered(unit)
         if entry is None:
             return None
@@ -140,7 +142,7 @@ class UnitStore:
         return tensors, bad
 
     def missing(self, units: Sequence[int]) -> list[int]:
-        """Those of the units that are not there, or not whole."""
+        """List which of some units are missing or damaged."""
         missing = [unit for unit in units if self.read(unit) is None]
         damaged = [unit for unit in missing if self._entered(unit)]
         if damaged:
@@ -148,14 +150,14 @@ class UnitStore:
         return missing
 
     def is_complete(self) -> bool:
-        """Whether every unit is there and whole."""
+        """Whether every unit is stored and undamaged."""
         return not self.missing(range(len(self)))
 
     def wait(self, timeout: float, *, poll: float = 0.05) -> None:
-        """Wait until other processes have delivered their units.
+        """Wait until other processes have stored their units.
 
         Raises:
-            ScanIncompleteError: if nothing new came for ``timeout`` seconds.
+            ScanIncompleteError: no new unit was stored for ``timeout`` seconds.
         """
         missing = [unit for unit in range(len(self)) if self.read(unit) is None]
         deadline = time.monotonic() + timeout
@@ -174,10 +176,10 @@ class UnitStore:
             missing = now
 
     def units(self) -> Iterator[tuple[range, dict[str, Tensor], dict[int, list[str | None]]]]:
-        """All units in order: (rows, tensors, bad samples).
+        """Yield all units in order: (rows, tensors, bad samples).
 
         Raises:
-            ScanIncompleteError: if one is missing or damaged.
+            ScanIncompleteError: a unit is missing or damaged.
         """
         for unit in range(len(self)):
             found = self.read(unit)

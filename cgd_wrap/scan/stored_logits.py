@@ -1,4 +1,4 @@
-"""Logits of a finished pass, read from disk unit by unit; of several CLIPs as those of one."""
+"""Reading the logits of a finished pass from disk, unit by unit; several CLIPs read like one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BadRows = dict[int, list[str | None]]
 
 @dataclass(frozen=True)
 class StoredLogits:
-    """The logits of a finished pass, read unit by unit: all of them may not fit in memory.
+    """The logits of a finished pass, read unit by unit, since all may not fit in memory.
 
     Attributes:
-        store: the pass' results.
+        store: the store of the pass.
         to_logits: a unit's tensors -> logits [rows, C].
     """
 
@@ -31,19 +31,19 @@ class StoredLogits:
     to_logits: Callable[[Mapping[str, Tensor]], Tensor]
 
     def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
-        """(rows, logits, bad samples) of each unit, in order."""
+        """Yield (rows, logits, bad samples) of each unit, in order."""
         for rows, tensors, bad in self.store.units():
             yield rows, self.to_logits(tensors), bad
 
     def rows(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k classes"]:
-        """The logits of some samples, given in ascending order."""
+        """Read the logits of some samples, given in ascending order."""
         parts = []
         for rows, logits, _ in self.units():
             parts.append(logits[_within(rows, wanted)])
         return torch.cat(parts)
 
     def features(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k dim"] | None:
-        """Image features of some samples, given in ascending order; None where none are stored."""
+        """Read image features of some samples, in ascending order; None where none are stored."""
         parts = []
         for rows, tensors, _ in self.store.units():
             if "features" not in tensors:
@@ -53,33 +53,35 @@ class StoredLogits:
 
 
 def _within(rows: range, wanted: Int[Tensor, "k"]) -> Int[Tensor, "m"]:
-    """The places in a unit of those samples that it holds."""
+    """Positions within a unit of the wanted samples that the unit holds."""
     return wanted[(wanted >= rows.start) & (wanted < rows.stop)] - rows.start
 
 
 def stored_logits(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a unit that stores them as they are."""
+    """Take the logits from the tensors of a unit that stores logits, not features."""
     return tensors["logits"]
 
 
 @dataclass(frozen=True)
 class CombinedLogits(StoredLogits):
-    """Several CLIPs' logits, read unit by unit as :func:`mean_log_softmax` of them.
+    """The logits of several CLIPs, averaged unit by unit.
+
+    See :func:`~cgd_wrap.clip.several.mean_log_softmax`.
 
     Attributes:
-        members: each CLIP's own, of the same rows.
+        members: logits of each CLIP, for the same rows.
     """
 
     members: tuple[StoredLogits, ...] = ()
 
     @classmethod
     def of(cls, members: Sequence[StoredLogits]) -> StoredLogits:
-        """Combine passes; a single one stays as it is."""
+        """Combine the passes of several CLIPs; a single pass stays as it is."""
         first = members[0]
         return cls(first.store, first.to_logits, tuple(members)) if len(members) > 1 else first
 
     def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
-        """(rows, combined logits, samples that are bad for any CLIP) of each unit, in order."""
+        """Yield (rows, averaged logits, samples that are bad for any CLIP) of each unit."""
         for parts in zip(*(member.units() for member in self.members), strict=True):
             bad: BadRows = {}
             for _, _, bad_here in reversed(parts):  # the first CLIP's reason stands
@@ -88,11 +90,11 @@ class CombinedLogits(StoredLogits):
 
 
 def members_of(logits: StoredLogits) -> tuple[StoredLogits, ...]:
-    """The passes behind a teacher's logits."""
+    """The passes of single CLIPs from which logits are combined, or the one pass itself."""
     return logits.members if isinstance(logits, CombinedLogits) else (logits,)
 
 
 def bad_rows(logits: StoredLogits) -> list[int]:
-    """Samples that some CLIP couldn't read; logits aren't computed for it."""
+    """List the samples that some CLIP couldn't read, without computing any logits."""
     found = {i for one in members_of(logits) for *_, bad in one.store.units() for i in bad}
     return sorted(found)

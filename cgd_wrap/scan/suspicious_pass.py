@@ -1,4 +1,4 @@
-"""The pass of the suspicious model: fresh ones trained briefly, or a given one."""
+"""The pass of the suspicious model over the images: trained briefly here, or given by the user."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def trained_suspicious_pass(
 
     Args:
         model: gives the architecture; not changed.
-        view: what the copies see, ``[i] -> image tensor``.
-        view_description: of the view, for the fingerprint.
+        view: the images for the copies, ``[i] -> image tensor``.
+        view_description: JSON values that describe the view, for the fingerprint.
         labels: given labels.
-        indices: samples to train on, those that can be read.
+        indices: samples to train on: all that can be read.
         options: cache, device and configuration.
     """
     config, runtime, folder = options.config, options.runtime, options.folder / "suspicious"
@@ -60,7 +60,7 @@ def trained_suspicious_pass(
     )  # fmt: skip
     _claim_training(folder, training, options)
     paths = [folder / f"run-{run}.safetensors" for run in range(config.suspicious_runs)]
-    runtime.barrier()  # a run is trained by all processes or by none: all must see the same
+    runtime.barrier()  # all processes must agree on what is missing, since they train together
     missing = [path for path in paths if not path.is_file()]
     runtime.barrier()
     for run, path in enumerate(paths):
@@ -89,16 +89,16 @@ def trained_suspicious_pass(
 def given_suspicious_pass(
     model: nn.Module, view: Dataset[Tensor], rows: int, options: PassOptions
 ) -> StoredLogits:
-    """Score every sample by a suspicious model as it is.
+    """Score every sample by a suspicious model that the user gave, as it is.
 
     Args:
         model: trained on the same data; its training modes are put back.
-        view: the user's images as that model is evaluated on, ``[i] -> image tensor``.
+        view: the user's images as the model is evaluated on them, ``[i] -> image tensor``.
         rows: length of the dataset.
         options: cache, device and configuration.
 
     Raises:
-        DatasetError: the view is random; nothing is left in the cache.
+        DatasetError: an image of the view differs each time; nothing is left in the cache.
     """
     if options.begins("suspicious"):
         check_deterministic(view)
@@ -130,7 +130,7 @@ def _model_pass(
 
 
 def _claim_training(folder: Path, training: dict[str, Any], options: PassOptions) -> None:
-    """Check that stored weights belong to this training, or start afresh."""
+    """Check that stored weights belong to this training, or delete them if overwriting."""
     path = folder / "training.json"
     found = read_json(path)
     if found is not None and not options.overwrite:
@@ -145,14 +145,14 @@ def _claim_training(folder: Path, training: dict[str, Any], options: PassOptions
 
 
 def _architecture(model: nn.Module) -> str:
-    """Hash of the parameters' names and shapes: what an architecture is to its weights."""
+    """Hash a model's class, and the names and shapes of its parameters."""
     shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
     return dataset_fingerprint([type(model).__qualname__, shapes])
 
 
 def _save_model(model: nn.Module, path: Path) -> None:
     temporary = path.with_suffix(".partial")
-    save_model(model, str(temporary))  # knows tied weights, which save() refuses
+    save_model(model, str(temporary))  # handles tied weights, which save() refuses
     payload = temporary.read_bytes()
     temporary.unlink()
     write_atomically(path, payload)

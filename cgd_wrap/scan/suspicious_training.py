@@ -1,4 +1,4 @@
-"""The suspicious model: trained so briefly on the given data that it knows the backdoor best."""
+"""Training the suspicious model, so briefly that it learns a backdoor before anything else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cgd_wrap.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
-STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, unless batches become smaller than this
+STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, as long as batches hold 32 samples or more
 
 
 def train_suspicious(
@@ -41,8 +41,9 @@ def train_suspicious(
 ) -> nn.Module:
     """Train a fresh model for a few epochs, over all processes of the group.
 
-    Cross entropy on the given labels, no augmentation. Each batch is cut over the processes and
-    its mean taken over all of it. Seeded: the same number of processes gives the same weights.
+    The loss is the cross entropy on the given labels, without augmentation. Each batch is divided
+    among the processes, and the mean is taken over the whole batch. Training is seeded: the same
+    number of processes gives the same weights.
 
     Args:
         model: freshly initialised; trained in place.
@@ -52,7 +53,7 @@ def train_suspicious(
         config: epochs, optimiser, learning rate and its schedule, weight decay, batch size, seed.
         runtime: device and processes.
         run: number of this run, for its seed and its progress bar.
-        num_workers: of the loader.
+        num_workers: number of processes that read images.
         progress: draw a bar on the main process.
 
     Returns:
@@ -64,7 +65,7 @@ def train_suspicious(
     seed = int(np.random.SeedSequence((config.seed, run)).generate_state(1)[0])
     generator = torch.Generator().manual_seed(seed)
     samples = LabelledImages(view, labels)
-    # A few thousand samples in large batches are a few steps, in which nothing is learned.
+    # With a few thousand samples, large batches would leave too few steps to learn anything.
     batch_size = min(config.suspicious_batch_size, max(SMALL_BATCH, len(indices) // STEPS))
     steps, done = config.suspicious_epochs * -(-len(indices) // batch_size), 0
     bar = tqdm(
@@ -86,7 +87,7 @@ def train_suspicious(
                     done / steps,
                 )  # fmt: skip
                 optimizer.zero_grad(set_to_none=True)
-                # DDP averages over the processes; this makes it the mean over the whole batch.
+                # DDP averages over processes; the factor gives the mean over the whole batch.
                 (loss * runtime.num_processes / size).backward()
                 optimizer.step()
                 bar.update()
@@ -106,7 +107,7 @@ def _optimizer(model: nn.Module, config: CGDConfig) -> torch.optim.Optimizer:
 def _batches(
     samples: LabelledImages, batches: Sequence[Tensor], runtime: Runtime, num_workers: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This process' share of each batch, after the size of the whole batch."""
+    """Yield each batch: size of the whole batch, then images and labels of this process' share."""
     # BatchNorm needs two samples on each process.
     batches = [batch for batch in batches if len(batch) >= 2 * runtime.num_processes]
     shares = [batch[runtime.process_index :: runtime.num_processes].tolist() for batch in batches]

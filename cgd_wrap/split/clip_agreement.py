@@ -1,4 +1,4 @@
-"""How far CLIPs agree with the given labels, and with each other."""
+"""Measuring how far CLIPs agree with the given labels, and with each other."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cgd_wrap.split.label_scores import LabelScores
 
 @dataclass(frozen=True)
 class ClipAgreement:
-    """How far the CLIPs agree with the labels, and with each other.
+    """How far one or several CLIPs agree with the given labels, and with each other.
 
     Attributes:
-        names: what each is called.
-        agreement: share of the samples whose label is its first choice, in [0, 1], of each.
-        consensus: share of the samples on which all first choices are the same; None for one CLIP.
-        lowest_consensus: that share in the class where it is lowest, in [0, 1]; None for one CLIP.
-        lowest_class: the number of that class; None for one CLIP.
+        names: name of each CLIP.
+        agreement: for each CLIP, share of the samples whose label is its first choice, in [0, 1].
+        consensus: share of the samples on which all CLIPs have the same first choice, in [0, 1];
+            None for one CLIP.
+        lowest_consensus: consensus in ``lowest_class``, in [0, 1]; None for one CLIP.
+        lowest_class: number of the class with the lowest consensus; None for one CLIP.
     """
 
     names: tuple[str, ...]
@@ -40,11 +41,11 @@ class ClipAgreement:
         labels: Int[Tensor, "n"],
         valid: Bool[Tensor, "n"],
     ) -> ClipAgreement:
-        """Count over the samples that every CLIP could score.
+        """Measure the agreement on the samples that every CLIP could score.
 
         Args:
-            names: one per CLIP.
-            verdicts: theirs.
+            names: name of each CLIP.
+            verdicts: label scores of each CLIP.
             labels: given labels.
             valid: False for samples that don't count.
         """
@@ -60,6 +61,6 @@ class ClipAgreement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClipAgreement:
-        """Read what ``dataclasses.asdict`` gave, by way of JSON."""
+        """Read the values that ``dataclasses.asdict`` gave, by way of JSON."""
         lists = {name: tuple(values[name]) for name in ("names", "agreement")}
         return cls(**{**values, **lists})

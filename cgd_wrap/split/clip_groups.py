@@ -1,9 +1,9 @@
-"""A sign, in CLIP's own image features, that CLIP itself is backdoored.
+"""Warning of a CLIP that is itself backdoored, by the CLIP's own image features.
 
-Of one class, a backdoored CLIP holds the triggered images close together and apart from the true
-ones; and the triggered ones are what the suspicious model learns fast. A prompt probe after
-BDetCLIP (arXiv 2405.15269) was measured, too, and left out: with the text towers at hand, triggered
-images reacted more to changed prompts, not less.
+Among the images of a class, a backdoored CLIP holds the triggered images close together, and apart
+from the true images of the class; and the suspicious model learns just the triggered images fast. A
+test with changed prompts, after BDetCLIP (arXiv 2405.15269), was measured, too, and left out: with
+the text towers at hand, triggered images reacted more to changed prompts, not less.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.functional import auroc
 from cgd_wrap.scan.stored_logits import StoredLogits
 
-MOST, MOST_IN_ALL = 1000, 200_000  # samples of a class, and of all, that are looked at
-ROUNDS = 20  # of two-means
+MOST, MOST_IN_ALL = 1000, 200_000  # largest number of samples looked at, per class and in all
+ROUNDS = 20  # of two-means (k-means with two groups)
 
 
 def fast_groups(
@@ -32,16 +32,19 @@ def fast_groups(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """Classes that fall into two groups for CLIP, of which one was learned faster than the other.
+    """Warn of classes whose features form two groups, one of which was learned faster.
 
     Args:
-        name: of the CLIP.
-        clip: its pass; one that stores no image features has nothing to say.
+        name: name of the CLIP.
+        clip: pass of the CLIP; without stored image features there is no warning.
         labels: given labels.
-        looked_at: samples that CLIP agrees on, in classes that no attack seems to aim at.
-        suspicious_rank: of each sample.
-        class_names: C names.
+        looked_at: samples whose label CLIP agrees with, in classes that no attack seems to aim at.
+        suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
+
+    Returns:
+        A message for each such class.
     """
     chosen = _some_of_each(labels, looked_at, min(MOST, MOST_IN_ALL // len(class_names)))
     features = clip.features(chosen)
@@ -69,7 +72,10 @@ def fast_groups(
 
 
 def two_groups(features: Float[Tensor, "m dim"]) -> Bool[Tensor, "m"]:
-    """Two-means on unit features, from the two sides of their first principal component."""
+    """Divide features of unit norm into two groups by two-means.
+
+    The groups start as the two sides of the features' first principal component.
+    """
     features = F.normalize(features, dim=1)
     centred = features - features.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
@@ -85,7 +91,7 @@ def two_groups(features: Float[Tensor, "m dim"]) -> Bool[Tensor, "m"]:
 def _some_of_each(
     labels: Int[Tensor, "n"], looked_at: Bool[Tensor, "n"], most: int
 ) -> Int[Tensor, "k"]:
-    """Up to so many samples of each class, evenly spaced, in ascending order."""
+    """Choose up to ``most`` of the samples looked at in each class, evenly spaced; ascending."""
     parts = [torch.empty(0, dtype=torch.int64)]
     for label in labels[looked_at].unique():
         members = ((labels == label) & looked_at).nonzero().squeeze(1)

@@ -1,8 +1,8 @@
-"""Signs, in a scan's own results, that CLIP can't be trusted with these classes.
+"""Warning, by a scan's own results, that CLIP can't be trusted with the classes.
 
-Nothing here looks at an image again. An attack must not set these off: it takes labels away from
-CLIP in its target class (half of them, or most where classes are many), but the class' true
-samples still get their name.
+No image is looked at again. An attack must not set these warnings off. Under attack, CLIP disagrees
+with many labels of the target class (half of the labels, or most if there are many classes), but
+CLIP still gives the true samples of the class their name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LISTED = 8  # classes in one message, at most
 def disagreement(
     figures: ClipAgreement, num_classes: int, calibration: Calibration = DEFAULT
 ) -> list[str]:
-    """CLIPs that agree with hardly more labels than chance would.
+    """Warn of CLIPs that agree with hardly more labels than chance would.
 
     Args:
-        figures: of the scan.
-        num_classes: C.
+        figures: agreement of the scan's CLIPs.
+        num_classes: number of classes.
         calibration: thresholds.
     """
     chance = 1 / num_classes
@@ -50,18 +50,21 @@ def unknown_classes(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """Classes that CLIP doesn't give their name, though it does so for others.
+    """Warn of classes whose samples don't get the class' name from CLIP, as other classes' do.
 
-    Either almost never: the hits must be few among the class' samples and beside the other
-    classes' hits, since an attack that fills a small class with poison leaves it the hits of its
-    true samples. Or less than half as often as another class' name, which that class doesn't get
-    either: swapped names, of classes that CLIP mixes up besides.
+    A class is listed in two cases:
+
+    - CLIP almost never gives the name. The hits (samples that get the name of their class) must be
+      few both for the class' size and beside other classes' hits: in a small class that an attack
+      fills with poison, the true samples still get their name.
+    - The class' name seems swapped: less than half as often as another class' name is given, and
+      the other class doesn't get its name either. CLIP may mix the classes up besides.
 
     Args:
-        name: of the CLIP.
-        choice: its first choices.
+        name: name of the CLIP.
+        choice: the CLIP's first choice for each sample.
         labels: given labels.
-        class_names: C names.
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
     number = len(class_names)
@@ -98,10 +101,10 @@ def unknown_classes(
 
 
 def _swapped(taken: Mapping[int, Int[Tensor, "classes"]], calibration: Calibration) -> set[int]:
-    """Classes that mostly get the name of another of them, at least twice as often as their own.
+    """Find classes whose samples get another such class' name at least twice as often as their own.
 
     Args:
-        taken: how often each name is given, by label.
+        taken: for each class looked at, how often CLIP gives its samples each name.
         calibration: thresholds.
     """
     rival = {
@@ -126,16 +129,16 @@ def names_given_too_often(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """Names that CLIP gives to far more samples than are labelled so.
+    """Warn of class names that CLIP gives to far more samples than have the class' label.
 
-    Measured against the labels' share or an even one, whichever is larger: an attack that relabels
-    a class' samples doesn't make its name too frequent.
+    The share of samples that get a name is compared with the share that has the label, or with an
+    even share, if larger. So an attack that relabels samples of a class causes no warning.
 
     Args:
-        name: of the CLIP.
-        choice: its first choices.
+        name: name of the CLIP.
+        choice: the CLIP's first choice for each sample.
         labels: given labels.
-        class_names: C names.
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
     number = len(class_names)
@@ -159,17 +162,17 @@ def discord(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """Two CLIPs that are right on different samples, or of which only one knows a class.
+    """Warn of two CLIPs that agree too little with each other, or of which only one knows a class.
 
-    If their errors were independent, CLIPs that agree with a and b of the labels would agree with
-    each other on a b of the samples at least; what is hard for one being hard for the other, too,
-    they agree on more.
+    If their errors were independent, two CLIPs that agree with shares a and b of the labels would
+    agree with each other on at least a b of the samples. Honest CLIPs agree on more, since a sample
+    that is hard for one CLIP is hard for the other, too.
 
     Args:
-        figures: of the scan.
-        scores: of the CLIPs, on the samples that count.
+        figures: agreement of the scan's CLIPs.
+        scores: label scores of each CLIP, on the samples that count.
         labels: given labels.
-        class_names: C names.
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
     found = []
@@ -211,14 +214,14 @@ def shared_backdoor(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """CLIPs that agree with the labels of just the samples that look poisoned, where others don't.
+    """Warn of CLIPs that agree with the labels of samples that look poisoned, where others don't.
 
     Args:
-        names: of the CLIPs.
-        scores: theirs, on the samples that count.
+        names: name of each CLIP.
+        scores: label scores of each CLIP, on the samples that count.
         labels: given labels.
         poison: probability that each sample is poisoned, in [0, 1].
-        class_names: C names.
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
     if len(scores) < 2:
@@ -250,15 +253,15 @@ def clip_warnings(
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
 ) -> list[str]:
-    """All that seems wrong with the CLIPs, a message each.
+    """Collect all warnings of this module about a scan's CLIPs, as messages.
 
     Args:
-        figures: of the scan.
-        scores: of the CLIPs.
+        figures: agreement of the scan's CLIPs.
+        scores: label scores of each CLIP.
         labels: given labels.
         valid: False for samples that don't count.
         poison: probability that each sample is poisoned, in [0, 1].
-        class_names: C names.
+        class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
     seen = [LabelScores(v.score[valid], v.choice[valid], {}) for v in scores]

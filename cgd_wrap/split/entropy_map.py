@@ -19,15 +19,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class EntropyMap:
-    """NLL of the given label under both models, and their ranks.
+    """The NLL of each given label under CLIP and under the suspicious model, and the two ranks.
 
-    Unreadable samples hold NaN throughout and don't count among the N of the ranks.
+    A rank is the place of a sample's NLL among the NLLs of all N readable samples, divided by N.
+    Unreadable samples have NaN throughout.
 
     Attributes:
-        clip_nll: under CLIP's zero-shot logits, float32, nats.
-        suspicious_nll: under the suspicious model, float32, nats.
-        clip_rank: float64 in (0, 1]; near 1: CLIP contradicts the label.
-        suspicious_rank: float64 in (0, 1]; near 0: the label was learned fast.
+        clip_nll: NLL under CLIP's zero-shot logits, float32, nats.
+        suspicious_nll: NLL under the suspicious model, float32, nats.
+        clip_rank: rank of ``clip_nll``, float64 in (0, 1]; near 1: CLIP contradicts the label.
+        suspicious_rank: rank of ``suspicious_nll``, float64 in (0, 1]; near 0: the label was
+            learned fast.
     """
 
     clip_nll: Float[Tensor, "n"]
@@ -47,13 +49,13 @@ class EntropyMap:
         *,
         reference_scores: bool = False,
     ) -> EntropyMap:
-        """Score all samples at once.
+        """Build the map from the logits of all samples.
 
         Args:
             clip_logits: CLIP's zero-shot logits.
             suspicious_logits: the suspicious model's logits, averaged over its runs.
             labels: the given labels.
-            reference_scores: the authors' float32 scores and tie order, as their files have them.
+            reference_scores: take the authors' float32 scores and tie order, as their files do.
         """
         score = (
             functional.reference_label_nll
@@ -78,11 +80,12 @@ class EntropyMap:
         """Build the map from log-odds against the label, or from the authors' NLLs.
 
         Args:
-            clip_score: :func:`functional.label_log_odds_against` of CLIP's logits, or
-                :func:`functional.reference_label_nll` of them with ``reference_scores``.
-            suspicious_score: the same of the suspicious model's.
+            clip_score: :func:`~cgd_wrap.functional.scores.label_log_odds_against` of CLIP's logits;
+                with ``reference_scores``,
+                :func:`~cgd_wrap.functional.scores.reference_label_nll` of CLIP's logits.
+            suspicious_score: the corresponding score of the suspicious model's logits.
             valid: False for unreadable samples. Default: all are readable.
-            reference_scores: which of the two the scores are.
+            reference_scores: whether the scores are the authors' NLLs.
         """
         columns = []
         for score in (clip_score, suspicious_score):
@@ -100,10 +103,12 @@ class EntropyMap:
         sigma_triggered: float = 0.1,
         sigma_slow: float | None = None,
     ) -> Split:
-        """Cut the map by :func:`functional.split_by_rank`, whose arguments these are.
+        """Split the samples by their ranks.
+
+        Arguments are those of :func:`~cgd_wrap.functional.split.split_by_rank`.
 
         Raises:
-            DatasetError: if all scores of an axis are equal: there is nothing to rank.
+            DatasetError: all scores of one model are equal, so that there is nothing to rank.
         """
         for name, cut in (("clip", 1 - sigma_clean), ("suspicious", sigma_clean)):
             _check_ties(name, getattr(self, f"{name}_nll"), getattr(self, f"{name}_rank"), cut)
@@ -123,7 +128,7 @@ def _spread(values: Float[Tensor, "k"], valid: Bool[Tensor, "n"]) -> Float[Tenso
 
 
 def _check_ties(name: str, nll: Float[Tensor, "n"], rank: Float[Tensor, "n"], cut: float) -> None:
-    """Refuse a flat axis; warn where samples of equal score fall on both sides of a cut."""
+    """Refuse scores that are all equal; warn if equal scores fall on both sides of a threshold."""
     known = ~nll.isnan()
     nll, rank = nll[known], rank[known]
     if nll.numel() and bool((nll == nll[0]).all()):

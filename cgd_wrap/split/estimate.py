@@ -1,4 +1,4 @@
-"""How much of a training set seems to be poisoned, and under which labels."""
+"""Estimating how much of a training set is poisoned, and under which labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class SuspectedClass:
     """A class that an attack seems to aim at.
 
     Attributes:
-        label: its number.
+        label: number of the class.
         confidence: probability that the class' suspicion is above what honest classes have, taking
-            its error for normal, in [0, 1].
-        poisoned: estimated share of its samples that are poisoned, in [0, 1].
-        found_by_clip_alone: CLIP's rank tells the poisoned samples, not how fast their labels were
-            learned. A class with many labels that are wrong for another reason looks the same.
+            the suspicion's error for normal, in [0, 1].
+        poisoned: estimated share of the class' samples that are poisoned, in [0, 1].
+        found_by_clip_alone: whether CLIP's rank tells the poisoned samples, not how fast their
+            labels were learned. A class with many labels that are wrong for another reason than an
+            attack looks the same.
     """
 
     label: int
@@ -34,14 +35,14 @@ class SuspectedClass:
 
 @dataclass(frozen=True)
 class PoisonEstimate:
-    """What a scan says of the attack; no class and a rate of 0 where it found nothing.
+    """The extent of an attack as a scan estimates it; no class and a rate of 0 without suspicion.
 
-    The rate is the mean of :class:`Suspicion`'s probability; ``examples/results/table.md``
-    has it beside the true rates.
+    The rate is the mean of ``probability`` of :class:`~cgd_wrap.split.suspicion.Suspicion`;
+    ``examples/results/table.md`` compares estimated with true rates.
 
     Attributes:
         rate: estimated share of all samples that are poisoned, in [0, 1].
-        classes: the suspected ones, by falling evidence.
+        classes: the suspected classes, by falling evidence.
     """
 
     rate: float
@@ -49,22 +50,22 @@ class PoisonEstimate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PoisonEstimate:
-        """Read what :meth:`as_dict` gave."""
+        """Read an estimate from the values that :meth:`as_dict` gave."""
         return cls(values["rate"], tuple(SuspectedClass(**found) for found in values["classes"]))
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The estimate as JSON values."""
         return {"rate": self.rate, "classes": [asdict(found) for found in self.classes]}
 
 
 def estimate_poison(
     labels: Int[Tensor, "n"], suspicion: Suspicion, readable: Bool[Tensor, "n"]
 ) -> PoisonEstimate:
-    """Put figures to a suspicion.
+    """Estimate which share of the data, and of each suspected class, is poisoned.
 
     Args:
         labels: given labels.
-        suspicion: of the same samples.
+        suspicion: suspicion of the samples and their classes.
         readable: False for samples that don't count.
     """
     evidence, probability = suspicion.evidence, suspicion.probability

@@ -1,4 +1,4 @@
-"""What models say of the given labels, sample by sample."""
+"""Scoring the given label of each sample by the logits of a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cgd_wrap.scan.stored_logits import BadRows, StoredLogits
 
 @dataclass(frozen=True, eq=False)
 class LabelScores:
-    """One model's view of all samples.
+    """A model's scores of the given labels of all samples.
 
     Attributes:
         score: log-odds against the label, float64, nats; or the authors' NLL.
-        choice: the class that it would choose, int64; means nothing for bad samples.
-        bad: samples that it couldn't score: index -> [reason, message, path].
+        choice: the model's first choice of a class, int64; means nothing for bad samples.
+        bad: samples that the model couldn't score: index -> [reason, message, path].
     """
 
     score: Float[Tensor, "n"]
@@ -31,13 +31,13 @@ class LabelScores:
     def of(
         cls, logits: StoredLogits, labels: Int[Tensor, "n"], *, reference_scores: bool
     ) -> LabelScores:
-        """Read a pass, unit by unit.
+        """Score the labels by the stored logits of a pass, unit by unit.
 
         Args:
-            logits: of the pass.
+            logits: the logits of the pass.
             labels: given labels.
-            reference_scores: :func:`functional.reference_label_nll` in place of
-                :func:`functional.label_log_odds_against`.
+            reference_scores: take :func:`~cgd_wrap.functional.scores.reference_label_nll` in place
+                of :func:`~cgd_wrap.functional.scores.label_log_odds_against`.
         """
         score = (
             functional.reference_label_nll
@@ -53,15 +53,15 @@ class LabelScores:
 
 
 def contradicting_most(verdicts: Sequence[LabelScores]) -> Float[Tensor, "n"]:
-    """Each label's highest score among the models: one alone can't vouch for it.
+    """Highest score of each label among several CLIPs: no CLIP alone can vouch for a label.
 
-    A CLIP that learned the same backdoor agrees with the poison's labels; another one does not.
+    A CLIP that learned the same backdoor agrees with poisoned labels; another CLIP does not.
     """
     return torch.stack([verdict.score for verdict in verdicts]).amax(dim=0)
 
 
 def all_bad(verdicts: Sequence[LabelScores]) -> BadRows:
-    """Samples that are bad for any of the models; the first one's reason stands."""
+    """Samples that any of the models couldn't score, with the first such model's reason."""
     bad: BadRows = {}
     for verdict in reversed(verdicts):
         bad |= verdict.bad

@@ -1,23 +1,17 @@
-"""What a scan hands on: scores, split and teacher, as one frozen value that can be stored."""
+"""What a scan hands on: scores, split and teacher, as one frozen value."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.config.calibration import DEFAULT, Calibration
-from cgd_wrap.errors import CacheMismatchError, DatasetError
-from cgd_wrap.files import FORMAT, check_fingerprint, write_atomically, write_json
+from cgd_wrap.errors import DatasetError
 from cgd_wrap.functional import Split
 from cgd_wrap.scan.stored_logits import StoredLogits, members_of
 from cgd_wrap.split.clip_agreement import ClipAgreement
@@ -29,16 +23,13 @@ from cgd_wrap.split.label_scores import LabelScores, all_bad, contradicting_most
 from cgd_wrap.split.revision import hold_out, revised
 from cgd_wrap.split.suspicion import Suspicion
 
-logger = logging.getLogger(__name__)
-
-STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
-
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
     """The outcome of a scan.
 
     Attributes:
+        labels: the given labels, int64 [N].
         entropy_map: scores and ranks of each sample.
         split: clean, triggered and mixed samples.
         held_out: clean samples that are kept out of training, bool [N].
@@ -55,6 +46,7 @@ class ScanResult:
         calibration: the thresholds that were used.
     """
 
+    labels: Int[Tensor, "n"]
     entropy_map: EntropyMap
     split: Split
     held_out: Bool[Tensor, "n"]
@@ -152,6 +144,7 @@ class ScanResult:
                 name, one, labels, agreed, ranks[1], class_names, config.calibration
             )
         return cls(
+            labels=labels,
             entropy_map=entropy_map,
             split=split,
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
@@ -162,60 +155,6 @@ class ScanResult:
             bad=bad,
             warnings=warnings,
             calibration=config.calibration,
-        )
-
-    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write ``guard.safetensors`` and ``guard.json``.
-
-        Args:
-            folder: made where it is missing.
-            identity: what the result belongs to, JSON values by field; checked by :meth:`load`.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"map.{n}": t for n, t in vars(self.entropy_map).items()}
-        tensors |= {f"split.{n}": t for n, t in vars(self.split).items()}
-        tensors |= {n: getattr(self, n) for n in STORED}
-        write_atomically(folder / "guard.safetensors", save(tensors))
-        write_json(
-            folder / "guard.json",
-            {
-                "format": FORMAT,
-                "identity": dict(identity),
-                "teachers": asdict(self.teachers),
-                "poison_estimate": self.poison_estimate.as_dict(),
-                "warnings": self.warnings,
-                "class_knowledge": self.class_knowledge,
-                "bad": {str(index): reason for index, reason in self.bad.items()},
-            },
-        )
-
-    @classmethod
-    def load(
-        cls, folder: Path, identity: Mapping[str, Any], calibration: Calibration
-    ) -> ScanResult:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: there is nothing saved in the folder.
-            CacheMismatchError: it belongs to something else, or a newer version wrote it.
-        """
-        stored = read_saved(folder)
-        check_fingerprint(folder, stored["identity"], json.loads(json.dumps(dict(identity))))
-        tensors = load_file(folder / "guard.safetensors")
-        parts = {
-            kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
-            for kind in ("map", "split")
-        }
-        return cls(
-            entropy_map=EntropyMap(**parts["map"]),
-            split=Split(**parts["split"]),
-            **{name: tensors[name] for name in STORED},
-            teachers=ClipAgreement.from_dict(stored["teachers"]),
-            poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
-            bad={int(index): reason for index, reason in stored["bad"].items()},
-            warnings=stored["warnings"],
-            class_knowledge=stored["class_knowledge"],
-            calibration=calibration,
         )
 
 
@@ -232,48 +171,3 @@ def _teacher_of(
     each = torch.stack([one.rows(wanted).float().log_softmax(dim=1) for one in members])
     chosen = torch.stack([one_scores.score[wanted] for one_scores in scores]).argmax(dim=0)
     return each[chosen, torch.arange(len(wanted))]
-
-
-def read_saved(folder: Path) -> dict[str, Any]:
-    """The JSON part of a saved result.
-
-    Raises:
-        FileNotFoundError: there is none.
-        CacheMismatchError: a newer version wrote it.
-    """
-    path = folder / "guard.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no saved guard in {folder}: {path.name} is missing")
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if stored["format"] > FORMAT:
-        raise CacheMismatchError(
-            f"{folder} was saved by a newer version of cgd-wrap; update cgd-wrap",
-            {"format": (stored["format"], FORMAT)},
-        )
-    return stored
-
-
-def check_clean_classes(
-    labels: Int[Tensor, "n"],
-    clean: Bool[Tensor, "n"],
-    class_names: Sequence[str],
-    *,
-    allow_missing: bool,
-) -> None:
-    """Refuse, or with ``allow_missing`` warn of, a split that leaves a class without clean samples.
-
-    Raises:
-        DatasetError: naming the classes.
-    """
-    present = torch.bincount(labels, minlength=len(class_names)) > 0
-    kept = torch.bincount(labels[clean], minlength=len(class_names)) > 0
-    missing = [class_names[i] for i in (present & ~kept).nonzero().squeeze(1).tolist()]
-    if not missing:
-        return
-    message = (
-        f"no sample of {missing[:10]} is in the clean split: the model would unlearn these "
-        "classes. Does CLIP know them by these names? Try other class_names or prompts"
-    )
-    if not allow_missing:
-        raise DatasetError(f"{message}; allow_missing_classes=True goes on regardless.")
-    logger.warning("%s.", message[0].upper() + message[1:])

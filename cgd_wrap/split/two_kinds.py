@@ -7,23 +7,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Beta
 
-ROUNDS = 50  # of expectation maximisation; it settles in about 20
+ROUNDS = 50  # rounds of expectation maximisation, which settles in about 20
 EDGE = 1e-3  # a Beta density may be infinite at 0 and 1
-LEAST_PER_KIND = 2.0  # samples' worth: fewer have no spread
+LEAST_PER_KIND = 2.0  # least weight of a kind, in samples: fewer have no spread
 
 
 def probability_of_higher_kind(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Probability that each value belongs to the higher of two kinds, never falling with the value.
 
-    A mixture of two Beta distributions, fitted by expectation maximisation with method-of-moments
-    steps, as Arazo et al. tell mislabelled samples by their loss (arXiv 1904.11238). Below the
-    lower kind's mean the probability is 0, above the higher one's it is 1.
+    A mixture of two Beta distributions is fitted by expectation maximisation with method-of-moments
+    steps, as Arazo et al. do to tell mislabelled samples by their loss (arXiv 1904.11238). Below
+    the lower kind's mean the probability is 0; above the higher kind's mean the probability is 1.
 
     Args:
         values: in [0, 1].
 
     Returns:
-        float64; all 0 where two kinds can't be told apart: too few values, or too much alike.
+        float64; all 0 if two kinds can't be told apart, since values are too few or too much alike.
     """
     values = values.double()
     inside = values.clamp(EDGE, 1 - EDGE)

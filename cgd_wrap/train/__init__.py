@@ -1,1 +1,1 @@
-"""What a guarded training consists of: tagged samples, their sampler, the loss, when to stop."""
+"""The parts of a guarded training: tagged samples, their sampler, the loss, the stopping rule."""

@@ -1,4 +1,4 @@
-"""Two images -> one: a suspicious image that shines through, or that passes on its tone."""
+"""Blending a suspicious image into another image, or passing on the suspicious image's tone."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from torch import Tensor
 
 from cgd_wrap.data.pixels import CHANNELS, to_rgb
 
-MOST_CONTRAST = 4.0  # of a toned image, by its own
+MOST_CONTRAST = 4.0  # largest factor by which a toned image's contrast may grow
 
 
 def blended(image: Any, other: Any, share: float) -> Any:
-    """``(1 - share) image + share other``, in the kind, type and shape of ``image``.
+    """Blend two images: ``(1 - share) image + share other``.
 
     Args:
         image: PIL image; or tensor or array [C, H, W], [H, W, C] or [H, W], floats or integers.
             Bytes of an image file come back as they are: only the user's collate reads them.
-        other: the same kind of image; fitted to the first one's size and channels.
-        share: of the other, in [0, 1).
+        other: an image of the same kind; fitted to the size and channels of ``image``.
+        share: share of ``other`` in the blend, in [0, 1).
+
+    Returns:
+        The blend, in the kind, type and shape of ``image``.
     """
     if isinstance(image, Image.Image):
         picture = _picture(image)
@@ -34,12 +37,16 @@ def blended(image: Any, other: Any, share: float) -> Any:
 
 
 def toned(image: Any, other: Any, share: float) -> Any:
-    """An image whose channels' means and standard deviations move towards another's.
+    """Move the mean and standard deviation of an image's channels towards another image's.
 
     Args:
-        image: as for :func:`blended`, as is what comes back.
-        other: the same kind of image.
-        share: how far the moments move, in [0, 1); 1 would give them the other's.
+        image: as for :func:`blended`.
+        other: an image of the same kind.
+        share: how far mean and standard deviation move, in [0, 1); at 1 they would be the other
+            image's.
+
+    Returns:
+        The changed image, in the kind, type and shape of ``image``.
     """
     if isinstance(image, Image.Image):
         picture = _picture(image)
@@ -51,21 +58,21 @@ def toned(image: Any, other: Any, share: float) -> Any:
         spread, mean = torch.std_mean(first, axes, keepdim=True)
         others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
         scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
-        scale = scale.clamp(max=MOST_CONTRAST)  # a flat image would blow up its noise
+        scale = scale.clamp(max=MOST_CONTRAST)  # or a flat image's noise would be blown up
         return (first - mean) * scale + torch.lerp(mean, others_mean, share)
 
     return _combined(image, other, moved)
 
 
 def _picture(image: Image.Image) -> Image.Image:
-    """A picture whose values are intensities."""
+    """Convert an image to a mode whose values are intensities, unless it has such a mode."""
     return image if image.mode in ("L", "RGB", "RGBA") else to_rgb(image)
 
 
 def _combined(image: Any, other: Any, combine: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """What is made of two tensors or arrays, in the first one's kind, type and range.
+    """Combine two tensors or arrays; the result has the kind, type and range of ``image``.
 
-    Anything else comes back as it is.
+    An ``image`` that is neither tensor nor array comes back as it is.
     """
     if not isinstance(image, (Tensor, np.ndarray)):
         return image
@@ -79,7 +86,7 @@ def _combined(image: Any, other: Any, combine: Callable[[Tensor, Tensor], Tensor
 
 
 def _fitted(image: Float[Tensor, "..."], shape: torch.Size) -> Float[Tensor, "..."]:
-    """An image, resized and with its channels averaged or repeated, in another's shape."""
+    """Bring an image to a shape: resize it, and average or repeat its channels."""
     if image.shape == shape:
         return image
     channels, height, width = _planes_of(shape)
@@ -101,7 +108,7 @@ def _planes_of(shape: torch.Size) -> tuple[int, int, int]:
 
 
 def _plane_axes(shape: torch.Size) -> tuple[int, int]:
-    """Where height and width stand."""
+    """The two axes of height and width in an image of this shape."""
     return (0, 1) if len(shape) == 2 or _is_channels_last(shape) else (1, 2)
 
 

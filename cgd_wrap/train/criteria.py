@@ -1,4 +1,4 @@
-"""A user's criterion, taken apart by sample, and what its mean is divided by."""
+"""Computing the user's criterion sample by sample, and the divisor of the criterion's mean."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def per_sample(criterion: Any) -> Criterion:
-    """A criterion that returns one loss per sample, [B], in place of their mean.
+    """Turn a criterion into one that returns a loss for each sample, [B], in place of the mean.
 
     Raises:
-        TypeError: when called, if the criterion can't be taken apart.
+        TypeError: (when called) the criterion can't be computed sample by sample.
     """
     if isinstance(criterion, nn.CrossEntropyLoss):
         return lambda outputs, labels: F.cross_entropy(
@@ -32,7 +32,7 @@ def per_sample(criterion: Any) -> Criterion:
             reduction="none",
         )
     if isinstance(criterion, nn.Module) and hasattr(criterion, "reduction"):
-        unreduced: Any = copy.copy(criterion)  # its tensors are those that .to() moves
+        unreduced: Any = copy.copy(criterion)  # shares its tensors, which .to() moves
         unreduced.reduction = "none"
         return _checked(unreduced, criterion)
     if not isinstance(criterion, nn.Module) and "reduction" in _parameters(criterion):
@@ -42,10 +42,10 @@ def per_sample(criterion: Any) -> Criterion:
 
 
 def class_weight(criterion: Any, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "classes"]:
-    """What a sample of each class adds to the count that the criterion's mean is divided by.
+    """Weight of a sample of each class in the sum that the criterion's mean is divided by.
 
-    Cross entropy divides by the sum of its class weights, and leaves out the class that it
-    ignores; any other criterion is taken to divide by the number of samples.
+    Cross entropy divides by the sum of the class weights of its samples, and leaves out an ignored
+    class; any other criterion is taken to divide by the number of samples.
     """
     weight = ignored = None
     if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):

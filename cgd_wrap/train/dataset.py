@@ -1,4 +1,4 @@
-"""The user's dataset with tagged labels, whole or as the samples of an epoch."""
+"""The user's dataset with tags as labels, whole or as the samples of an epoch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cgd_wrap.train.tags import TAG
 
 
 class GuardedDataset(Dataset[Any]):
-    """The user's dataset, same order and length, with each label replaced by a tag.
+    """The user's dataset, in the same order and length, with each label replaced by a tag.
 
-    An index that is a ``Draw`` shows another image through (see :mod:`cgd_wrap.train.exposure`).
+    If an index is a ``Draw``, another image is blended in (see :mod:`cgd_wrap.train.exposure`).
     A sample keeps its structure and its label's kind. Attributes of the user's dataset are
     readable here; ``transform`` may also be set, as timm's ``create_loader`` does.
 
     Args:
         base: the user's dataset; not changed.
-        layout: where the label stands in a sample.
+        layout: where a sample holds its image and its label.
     """
 
     def __init__(self, base: Any, layout: SampleLayout) -> None:
@@ -38,14 +38,14 @@ class GuardedDataset(Dataset[Any]):
         return self._served([index], self._one_by_one)[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        # DataLoader prefers this to __getitem__; a base that has it reads batches at once.
+        # DataLoader prefers __getitems__ to __getitem__; a base that has it reads whole batches.
         return self._served(indices, getattr(self.base, "__getitems__", self._one_by_one))
 
     def _one_by_one(self, indices: list[int]) -> list[Any]:
         return [self.base[index] for index in indices]
 
     def _served(self, draws: Sequence[int], read: Callable[[list[int]], Any]) -> list[Any]:
-        # Negative indices count from the end; others must exist.
+        # Negative indices count from the end; an index out of range raises an IndexError.
         indices = [range(len(self))[int(draw)] for draw in draws]
         samples = [
             self.layout.with_label(sample, TAG + index)
@@ -53,7 +53,7 @@ class GuardedDataset(Dataset[Any]):
         ]
         exposed = [(i, draw) for i, draw in enumerate(draws) if isinstance(draw, Draw)]
         if exposed:
-            with kept_rng():  # the user's augmentation goes on as if these hadn't been read
+            with kept_rng():  # the user's augmentation goes on as if no other had been read
                 others = read([draw.other for _, draw in exposed])
             for (i, draw), other in zip(exposed, others, strict=True):
                 images = self.layout.image_of(samples[i]), self.layout.image_of(other)
@@ -78,9 +78,9 @@ class GuardedDataset(Dataset[Any]):
 class BalancedView(Dataset[Any]):
     """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
 
-    Clean samples, filled up to the largest class; triggered and mixed ones as the
-    configuration says. Its labels are tags. The index map lies in shared memory, so that
-    persistent workers see :meth:`set_epoch`.
+    The view holds the clean samples, with each class filled up to the size of the largest, and
+    triggered and mixed samples as the configuration says. The labels are tags. The indices of an
+    epoch lie in shared memory, so that persistent workers see :meth:`set_epoch`.
 
     Args:
         dataset: the guarded dataset.
@@ -118,7 +118,7 @@ class BalancedView(Dataset[Any]):
         self.dataset.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw samples, exposures and order anew, the same for the same epoch."""
+        """Draw the samples, exposures and order of an epoch, which the epoch's number decides."""
         self.epoch = epoch
         self.indices.copy_(self.epochs.shuffled(epoch))
 

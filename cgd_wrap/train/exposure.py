@@ -1,15 +1,17 @@
-"""Exposure: suspicious images shine through some clean ones, whose labels stay.
+"""Exposure: suspicious images are blended into some clean images, whose labels stay.
 
-A clean split that holds nothing like the trigger can't teach a model to ignore it. Blending
-suspicious images into clean ones of every class does: the trigger then says nothing of the label.
-The blend is that of mixup (arXiv 1710.09412), but the label isn't mixed; the name is borrowed
-from outlier exposure (arXiv 1812.04606). A trigger may also be in nothing but an image's tone: some
-clean images take on a suspicious one's, mean and spread of each channel, as in colour transfer
-(Reinhard et al., "Color Transfer between Images", 2001), and nothing of what it shows.
+A clean split that holds nothing like the trigger can't teach a model to ignore the trigger. If
+suspicious images are blended into clean images of every class, the trigger says nothing of the
+label, and the model learns to ignore it. Images are blended as in mixup (arXiv 1710.09412), but the
+label isn't mixed; the name "exposure" is borrowed from outlier exposure (arXiv 1812.04606).
 
-What is blended into what is decided with the order of an epoch, not when an image is read, so that
-it is the same on every process, for any number of workers, and after a resume. It travels with the
-index: see :class:`Draw`.
+A trigger may also be nothing but an image's tone. So some clean images take on only the tone of a
+suspicious image (mean and spread of each channel), as in colour transfer (Reinhard et al., "Color
+Transfer between Images", 2001), and nothing of what the suspicious image shows.
+
+Which images are blended is decided with the order of an epoch, not when an image is read. The
+choice is therefore the same on every process, for any number of workers, and after a resume. It
+travels with the index of a sample: see :class:`Draw`.
 """
 
 from __future__ import annotations
@@ -24,30 +26,31 @@ from torch import Tensor
 
 from cgd_wrap.train.blending import blended, toned
 
-EARLY_PART = 0.5  # of a training's epochs, where nothing else is said
-INDEX_BITS = 28  # 268 million samples
+EARLY_PART = 0.5  # share of a training's epochs that are early, where nothing else is said
+INDEX_BITS = 28  # enough for 268 million samples
 LEVEL_BITS = 5
 LEVELS = 1 << LEVEL_BITS
 TONE = 1 << (2 * INDEX_BITS + LEVEL_BITS)
-MARK = 2 * TONE  # bit 62: the largest that leaves int64 positive
+MARK = 2 * TONE  # bit 62, the highest bit that leaves an int64 positive: marks a packed index
 
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """How often, how strongly, and by which images clean ones are blended.
+    """How often, how strongly, and with which suspicious images clean images are blended.
 
     Attributes:
-        weight: how often each sample is blended into others, relative to the rest, float32 [N].
+        weight: how often each sample is blended into clean images, relative to the other samples,
+            float32 [N].
         rate: share of the clean draws that are exposed, in [0, 1].
-        strength: largest share of the other image, in [0, 1).
-        epochs: how many are early; None: EARLY_PART of a training's, or all where its end isn't
-            known.
-        early: what part of the rate early epochs have, in [0, 1].
-        late: what part of the rate the others have, in [0, 1].
-        tone: share of the exposures that pass on the other image's tone alone, in [0, 1].
+        strength: largest share of the suspicious image in a blend, in [0, 1).
+        epochs: number of early epochs; None means EARLY_PART of a training's epochs, or all epochs
+            if the length of the training isn't known.
+        early: part of ``rate`` that early epochs have, in [0, 1].
+        late: part of ``rate`` that later epochs have, in [0, 1].
+        tone: share of the exposures that pass on the suspicious image's tone alone, in [0, 1].
 
     Raises:
-        ValueError: more samples than an index has bits for.
+        ValueError: there are more samples than an index has bits for.
     """
 
     weight: Float[Tensor, "n"]
@@ -66,7 +69,12 @@ class Exposure:
             )
 
     def rate_in(self, epoch: int, run: int | None = None) -> float:
-        """Share of the clean draws of an epoch, counted from 0, in a training of ``run`` epochs."""
+        """Share of an epoch's clean draws that are exposed.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            run: epochs of the training, or None if not known.
+        """
         count = self.epochs
         if count is None:
             count = epoch + 1 if run is None else math.ceil(EARLY_PART * run)
@@ -75,12 +83,12 @@ class Exposure:
     def over(
         self, indices: Int[Tensor, "m"], rate: float, generator: torch.Generator
     ) -> Int[Tensor, "m"]:
-        """Clean indices -> the same, some of them packed with another index and its share.
+        """Choose clean samples for exposure, and pack the suspicious sample into the index of each.
 
         Args:
-            indices: of clean samples.
-            rate: share of them, from :meth:`rate_in`.
-            generator: decides which, with which other and how strongly.
+            indices: indices of clean samples.
+            rate: share of the samples that are exposed, from :meth:`rate_in`.
+            generator: decides which samples are exposed, to which suspicious sample, how strongly.
         """
         others = self.weight.nonzero().squeeze(1)
         if not len(indices) or not len(others):
@@ -97,14 +105,14 @@ class Exposure:
 
 
 class Draw(int):
-    """An index that says, too, which other image is blended in.
+    """An index of a sample that also says which other image is blended into the sample's image.
 
-    Whoever takes it for a plain index gets the plain image.
+    Code that takes a draw for a plain index gets the plain image.
 
     Attributes:
         other: index of the other image.
-        share: of the other image in the blend, or of its tone, in [0, 1).
-        tone: it passes on its tone alone.
+        share: share of the other image in the blend, or of the other image's tone, in [0, 1).
+        tone: whether the other image passes on its tone alone.
     """
 
     other: int
@@ -112,17 +120,20 @@ class Draw(int):
     tone: bool
 
     def __new__(cls, index: int, other: int, share: float, tone: bool = False) -> Draw:
-        """An int of the value ``index``."""
+        """Make an int of the value ``index`` that carries the other arguments."""
         draw = super().__new__(cls, index)
         draw.other, draw.share, draw.tone = other, share, tone
         return draw
 
     def __getnewargs__(self) -> tuple[int, int, float, bool]:  # type: ignore[override]
-        """For pickle, which takes draws to the workers."""
+        """Give pickle the arguments of :meth:`__new__`, so that draws can be sent to workers."""
         return int(self), self.other, self.share, self.tone
 
     def shown(self, image: Any, other: Any) -> Any:
-        """The image with the other one in it; see :func:`blended` and :func:`toned`."""
+        """Blend the other image, or its tone, into the sample's image.
+
+        See :func:`~cgd_wrap.train.blending.blended` and :func:`~cgd_wrap.train.blending.toned`.
+        """
         return (toned if self.tone else blended)(image, other, self.share)
 
 
@@ -132,12 +143,12 @@ def pack(
     level: Int[Tensor, "m"],
     tone: Bool[Tensor, "m"],
 ) -> Int[Tensor, "m"]:
-    """Index, other index, share (in 32nds) and kind as one int64, above every plain index."""
+    """Pack index, other index, share (in 32nds) and tone into an int64 above all plain indices."""
     return MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
 
 
 def unpack(packed: int) -> int:
-    """What :func:`pack` made -> a :class:`Draw`; a plain index stays."""
+    """Turn an index that :func:`pack` made into a :class:`Draw`; a plain index stays as it is."""
     if packed < MARK:
         return packed
     low = (1 << INDEX_BITS) - 1

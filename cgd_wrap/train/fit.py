@@ -1,4 +1,4 @@
-"""``guard.fit``: a small Accelerate loop, for those who have none of their own."""
+"""``guard.fit``: a small training loop with Accelerate, for users without a loop of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.train.loss import CGDLoss
+from cgd_wrap.train.protection import Protection
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What an epoch of :func:`fit` came to.
+    """The figures of an epoch of :func:`fit`.
 
     Attributes:
-        epoch: from 1.
+        epoch: number of the epoch, from 1.
         loss: mean of the whole loss, nats.
-        clean: mean of its clean part, nats.
-        guidance: mean of its guidance part, with its weight.
-        unlearning: mean of its unlearning part, with its weight (negative).
-        learning_rate: at the end of the epoch.
-        held_out_accuracy: on the stopping rule's data, in [0, 1]; None without them.
-        seconds: of training, without that measurement.
+        clean: mean of the loss' clean part, nats.
+        guidance: mean of the loss' guidance part, times its weight.
+        unlearning: mean of the loss' unlearning part, times its weight (negative).
+        learning_rate: learning rate at the end of the epoch.
+        held_out_accuracy: accuracy on the held-out part, in [0, 1]; None without a stopping rule.
+        seconds: duration of the training, without measuring the accuracy.
     """
 
     epoch: int
@@ -54,6 +55,43 @@ class EpochRecord:
         return asdict(self)
 
 
+def fit_guarded(
+    model: nn.Module,
+    protection: Protection,
+    accelerator: Accelerator | None,
+    *,
+    stopping: CleanAccuracyStopping | None = None,
+    num_workers: int = 0,
+    on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+    progress: bool = True,
+) -> list[EpochRecord]:
+    """Train a model in place by :func:`fit`, on the samples and with the loss of a protection.
+
+    Args:
+        model: image batch -> logits.
+        protection: samples, loss and configuration.
+        accelerator: device, processes, mixed precision. None: one of the configuration's precision.
+        stopping: as for :func:`fit`.
+        num_workers: number of processes that read samples.
+        on_epoch: as for :func:`fit`.
+        progress: draw a bar on the main process.
+    """
+    from accelerate import Accelerator
+
+    config, dataset = protection.config, protection.dataset
+    accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
+    batch_size = max(1, config.batch_size // accelerator.num_processes)
+    plain: DataLoader[Any] = DataLoader(
+        dataset.base, batch_size=batch_size, num_workers=num_workers
+    )
+    loader, criterion = protection.protect(plain, None, config.epochs)
+    return fit(
+        model, loader, criterion, config, accelerator, stopping=stopping,
+        image_key=dataset.layout.image, label_key=dataset.layout.label,
+        on_epoch=on_epoch, progress=progress,
+    )  # fmt: skip
+
+
 def fit(
     model: nn.Module,
     loader: DataLoader[Any],
@@ -67,17 +105,17 @@ def fit(
     on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
     progress: bool = True,
 ) -> list[EpochRecord]:
-    """Train a model in place with the guarded loss: SGD, by the configuration's numbers.
+    """Train a model in place with the guarded loss, by SGD with the configuration's numbers.
 
     Args:
         model: image batch -> logits.
-        loader: of tagged batches, not yet prepared.
+        loader: loader of tagged batches, not yet prepared by Accelerate.
         criterion: the guarded loss.
         config: epochs, learning rate, momentum, weight decay, schedule.
         accelerator: device, processes, mixed precision.
-        stopping: ends training early, and restores the last weights that it accepted.
-        image_key: where the images stand in a batch.
-        label_key: where the targets stand in a batch.
+        stopping: rule that ends training early, and restores the last weights that it accepted.
+        image_key: position or key of the images in a batch.
+        label_key: position or key of the targets in a batch.
         on_epoch: called after each epoch, on every process, with its record and the model.
         progress: draw a bar on the main process.
     """
@@ -127,7 +165,7 @@ def fit(
                 break
     if stopping:
         stopping.restore(trained)
-    accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # takes autocast off its forward
+    accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # takes autocast off forward()
     model.eval()
     return history
 

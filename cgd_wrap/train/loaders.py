@@ -1,4 +1,4 @@
-"""The user's DataLoader, over the guarded dataset."""
+"""Rebuilding the user's DataLoader over the guarded dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import (
 from cgd_wrap.train.dataset import GuardedDataset
 from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
 
-# What a DataLoader is made of besides its dataset and its sampling (torch 2.6 to 2.15).
+# Arguments of a DataLoader that are kept: all but dataset and sampling (torch 2.6 to 2.15).
 KEPT = (
     "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
     "multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order",
@@ -26,18 +26,18 @@ KEPT = (
 def guarded_loader(
     loader: DataLoader[Any], base: Any, dataset: GuardedDataset, epochs: EpochIndices
 ) -> DataLoader[Any]:
-    """A loader like the given one, that draws the guarded samples.
+    """Build a loader like the user's that draws samples of the guarded dataset.
 
     Args:
-        loader: the user's, of ``base``. With a ``DistributedSampler``, the new one is sharded in
-            the same way.
+        loader: the user's loader of ``base``. If it has a ``DistributedSampler``, the new loader
+            divides its samples among the same processes.
         base: the dataset that the guard was made for.
         dataset: the guarded dataset.
-        epochs: what an epoch holds.
+        epochs: which samples an epoch holds.
 
     Raises:
-        TypeError: for a subclass of DataLoader, or sampling that can't be carried over.
-        ValueError: for a loader of another dataset, or one that Accelerate has prepared.
+        TypeError: the loader is of a subclass of DataLoader, or its sampling can't be kept.
+        ValueError: the loader is of another dataset, or has been prepared by Accelerate.
     """
     _check(loader, base)
     options = {name: getattr(loader, name) for name in KEPT if hasattr(loader, name)}
@@ -69,7 +69,7 @@ def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
 
 
 def _draws_each_once(sampler: Any) -> bool:
-    """Whether only the order is lost when the guard's sampler takes this one's place."""
+    """Whether a sampler draws each sample once, so that replacing it loses only the order."""
     if type(sampler) is RandomSampler:
         return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     return type(sampler) in (

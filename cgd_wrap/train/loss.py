@@ -12,9 +12,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.functional import LossTerms, Normalisers, cgd_loss_terms
+from cgd_wrap.functional import LossTerms, Normalisers, SampleWeights, cgd_loss_terms
 from cgd_wrap.processes import is_distributed
+from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
+from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,13 @@ class CGDLoss(nn.Module):
 
     Tagged samples get :func:`functional.cgd_loss`, with the criterion's own options (label
     smoothing, class weights) in its clean part. Ordinary targets, as in evaluation loops, get the
-    criterion itself. Computed in fp32 whatever the outputs are. In a checkpoint it goes by the
-    criterion's own names, so that guarded and unguarded modules load each other's.
+    criterion itself. The loss is computed in fp32, whatever type the outputs have. In a checkpoint
+    the criterion's tensors keep the names that they have without the guard.
 
     Args:
         table: what is known of each sample.
-        share: what part of the stream that is trained on is a clean sample of each class, as
-            :func:`clean_share` says; what ``normalise_by="expectation"`` expects.
+        share: by class, the share of an epoch that is a clean sample of the class, as
+            :func:`clean_share` says. ``normalise_by="expectation"`` divides by it.
         config: weights and temperature of the loss; weights of None are those for a trained model.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
@@ -62,12 +64,38 @@ class CGDLoss(nn.Module):
         self.table, self.share, self.config = table, share, config.decided(trained=True)
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
         self._prefix = ""
-        self.register_state_dict_post_hook(_as_the_criterions)
-        self.register_load_state_dict_pre_hook(_as_ours)
-        self.register_load_state_dict_post_hook(_told_as_the_criterions)
+        self.register_state_dict_post_hook(_leave_out_criterion)
+        self.register_load_state_dict_pre_hook(_put_in_criterion)
+        self.register_load_state_dict_post_hook(_name_faults_without_criterion)
         self.last_terms: LossTerms | None = None
         self.untagged_batches = 0
         self._steps = 0
+
+    @classmethod
+    def for_result(
+        cls,
+        result: ScanResult,
+        criterion: Criterion | None = None,
+        config: CGDConfig | None = None,
+        *,
+        table: SampleTable | None = None,
+    ) -> CGDLoss:
+        """The loss of a scanned data set: ``CGDLoss.for_result(guard.result, criterion)``.
+
+        Args:
+            result: of the scan. Its guidance share multiplies the guidance weight where the
+                configuration says so.
+            criterion: of the user's loop. Default: cross entropy.
+            config: of the training. Default: ``CGDConfig()``.
+            table: of the same result and configuration. Default: made here.
+        """
+        config = (config or CGDConfig()).decided(trained=result.trained)
+        table = table or SampleTable.for_result(result, config)
+        earned = result.guidance_share if config.guidance_by_agreement else 1.0
+        assert config.guidance_weight is not None
+        config = config.replace(guidance_weight=config.guidance_weight * earned)
+        epochs = EpochIndices.for_result(result, config, table)
+        return cls(table, clean_share(table, epochs.of(0)), config, criterion)
 
     def forward(
         self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]
@@ -118,7 +146,7 @@ class CGDLoss(nn.Module):
                 outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
                 alpha=alpha, beta=beta,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
-                triggered_weight=push, guidance_weight=pull,
+                weights=SampleWeights(guidance=pull, unlearning=push),
                 clean_nll=self._per_sample(outputs, labels),
                 normalisers=self._normalisers(
                     tagged, clean * by_class[labels], pull, push, by_class,
@@ -184,24 +212,28 @@ class CGDLoss(nn.Module):
         return loss
 
 
-def _as_the_criterions(
+# The criterion lies in the loss as ``criterion``. In a checkpoint, its tensors go by the names that
+# they would have without the guard, so that guarded and unguarded modules load each other's.
+
+
+def _leave_out_criterion(
     loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Name what was saved as the criterion alone does."""
+    """After saving: take ``criterion.`` out of the names of the saved tensors."""
     inner = f"{prefix}criterion."
     saved = {name: state.pop(name) for name in list(state) if name.startswith(inner)}
     state.update({prefix + name.removeprefix(inner): value for name, value in saved.items()})
 
 
-def _as_ours(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-    """Name what is loaded as the module that holds the criterion does."""
+def _put_in_criterion(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: put ``criterion.`` into the names of the given tensors."""
     loss._prefix, inner = prefix, f"{prefix}criterion."
     given = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
     state.update({inner + name.removeprefix(prefix): value for name, value in given.items()})
 
 
-def _told_as_the_criterions(loss: CGDLoss, incompatible: Any) -> None:
-    """Name what is missing or unexpected as the criterion alone does."""
+def _name_faults_without_criterion(loss: CGDLoss, incompatible: Any) -> None:
+    """After loading: take ``criterion.`` out of the names of missing and unexpected tensors."""
     prefix, inner = loss._prefix, f"{loss._prefix}criterion."
     for names in incompatible:
         names[:] = [prefix + n.removeprefix(inner) if n.startswith(inner) else n for n in names]

@@ -1,119 +1,106 @@
-"""What training needs of a scan: the samples of an epoch, and the loss that knows them."""
+"""What training needs of a scan: tagged samples, the epochs' order, the loss, the stopping rule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
-from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.data import LabelledImages
 from cgd_wrap.split.result import ScanResult
-from cgd_wrap.train.exposure import Exposure
-from cgd_wrap.train.loss import CGDLoss, Criterion, clean_share
+from cgd_wrap.train.criteria import Criterion
+from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.loaders import guarded_loader
+from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.stopping import CleanAccuracyStopping
 from cgd_wrap.train.tags import SampleTable
-
-MOST_REPEATS = 5  # of a sample, in an epoch
 
 
 @dataclass(frozen=True, eq=False)
 class Protection:
-    """A scan's outcome under one configuration.
+    """A scan's outcome under one configuration; all losses and epochs share its table.
 
     Attributes:
         result: of the scan.
-        labels: given labels, int64 [N].
-        config: of the training, with what depends on the model decided.
+        config: of the training.
+        dataset: the user's dataset with tagged labels.
     """
 
     result: ScanResult
-    labels: Int[Tensor, "n"]
     config: CGDConfig
+    dataset: GuardedDataset
 
     @cached_property
     def table(self) -> SampleTable:
-        """What the loss knows of each sample; every loss shares it."""
-        return sample_table(self.result, self.labels, self.config)
+        """What the loss knows of each sample."""
+        config = self.config.decided(trained=self.result.trained)
+        return SampleTable.for_result(self.result, config)
 
     @property
     def epoch_indices(self) -> EpochIndices:
         """Which samples an epoch holds."""
-        split, config = self.result.split, self.config
-        poison = split.triggered & (self.result.poison_probability > 0.5)
-        times = (split.triggered | (split.mixed & config.keep_mixed)).long()
-        times[poison] = repeats(int(poison.sum()), len(poison), config.poison_oversampling)
-        return EpochIndices(
-            labels=self.labels,
-            clean=split.clean & ~self.result.held_out,
-            times=times,
-            seed=config.seed,
-            exposure=self._exposure(),
-        )
-
-    def _exposure(self) -> Exposure | None:
-        config = self.config
-        if not config.exposure_rate or not config.exposure_strength:
-            return None
-        assert config.early_exposure is not None
-        table = self.table.tensors
-        return Exposure(
-            weight=table["triggered_weight"] * table["triggered"],
-            rate=config.exposure_rate, strength=config.exposure_strength,
-            epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
-            tone=config.tone_exposure,
-        )  # fmt: skip
+        return EpochIndices.for_result(self.result, self.config, self.table)
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
-        """Wrap a criterion; the guidance counts as much as CLIP has earned by its agreement."""
-        share = self.result.guidance_share if self.config.guidance_by_agreement else 1.0
-        assert self.config.guidance_weight is not None
-        config = self.config.replace(guidance_weight=self.config.guidance_weight * share)
-        clean = clean_share(self.table, self.epoch_indices.of(0))
-        return CGDLoss(self.table, clean, config, criterion)
+        """Wrap a criterion. Default: cross entropy."""
+        return CGDLoss.for_result(self.result, criterion, self.config, table=self.table)
 
+    def protect(
+        self, loader: DataLoader[Any], criterion: Criterion | None, epochs: int | None
+    ) -> tuple[DataLoader[Any], CGDLoss]:
+        """The loader over the guarded dataset and its sampler, and the criterion wrapped.
 
-def repeats(count: int, size: int, share: float) -> int:
-    """How often each of ``count`` samples has to appear to be about a share of ``size``.
+        Every option of the loader is kept, except its order: that is the sampler's.
 
-    At least once, and at most MOST_REPEATS times: so few images are soon known by heart.
-    """
-    return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)
+        Args:
+            loader: of the dataset that the guard was made for, not yet prepared by Accelerate.
+            criterion: of the user's loop. Default: cross entropy.
+            epochs: how many the loop runs. The second half then has fewer blends in a repair, and
+                the only ones of a fresh model (see ``CGDConfig.early_exposure``). None: all epochs
+                are as the first half.
 
+        Raises:
+            TypeError: for a loader that can't be rebuilt.
+            ValueError: for a loader of another dataset, or one that Accelerate has prepared.
+        """
+        indices = self.epoch_indices.in_run_of(epochs)
+        guarded = guarded_loader(loader, self.dataset.base, self.dataset, indices)
+        return guarded, self.loss(criterion)
 
-def sample_table(result: ScanResult, labels: Int[Tensor, "n"], config: CGDConfig) -> SampleTable:
-    """What the loss needs to know of each sample.
+    def stopping(
+        self,
+        tolerance: float | None,
+        loader: DataLoader[Any] | None,
+        view: Any,
+        *,
+        num_workers: int = 0,
+    ) -> CleanAccuracyStopping | None:
+        """The tolerance rule on clean data that isn't trained on.
 
-    Args:
-        result: of the scan.
-        labels: given labels.
-        config: how triggered samples are weighed, and whether the teacher doubts their labels.
-    """
-    ranks, triggered, teacher = result.entropy_map, result.split.triggered, result.teacher
-    weight = functional.corner_weight(
-        ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
-    )
-    doubt = None
-    if config.doubt_labels:
-        given = labels[triggered]
-        # A clean-label attack's samples are poisoned, but their labels are right.
-        rejected = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
-        doubt = weight.clone()
-        doubt[triggered] = torch.maximum(
-            weight[triggered], result.poison_probability[triggered] * rejected
+        Args:
+            tolerance: percentage points; None is the configuration's.
+            loader: the user's validation data. None is the part of the clean split that is held
+                out, as ``view`` shows it.
+            view: ``[i] -> image tensor``, as the model is evaluated.
+            num_workers: of the loader for the held-out part.
+
+        Returns:
+            None if there is no loader and nothing is held out.
+        """
+        if loader is None:
+            indices = self.result.held_out.nonzero().squeeze(1).tolist()
+            if not indices:
+                return None
+            pairs = LabelledImages(view, self.result.labels)
+            loader = DataLoader(
+                Subset(pairs, indices), batch_size=self.config.batch_size,
+                num_workers=num_workers, generator=torch.Generator(),
+            )  # fmt: skip
+        return CleanAccuracyStopping(
+            loader, self.config.tolerance if tolerance is None else tolerance
         )
-        # Poison that only CLIP finds is not in the corner.
-        found = [one.label for one in result.poison_estimate.classes if one.found_by_clip_alone]
-        weight = torch.where(torch.isin(labels, labels.new_tensor(found)), doubt, weight)
-        teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
-    return SampleTable(
-        labels=labels,
-        clean=result.split.clean,
-        triggered=triggered,
-        triggered_weight=weight,
-        guidance_weight=doubt,
-        teacher=teacher,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +13,25 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.exposure import Exposure, unpack
+from cgd_wrap.train.tags import SampleTable
+
+MOST_REPEATS = 5  # most times that an epoch holds a sample
 
 
 @dataclass(frozen=True, eq=False)
 class EpochIndices:
-    """The index map of each epoch: balanced clean samples, and the others as often as is said.
+    """The indices that each epoch holds: balanced clean samples, and others at given frequencies.
 
     Attributes:
         labels: given labels, int64 [N].
         clean: samples to balance over the classes, bool [N].
-        times: how often each of the others appears, such as a triggered one, int64 [N].
-        seed: of the balancing, the exposure and the order.
-        exposure: of clean draws to suspicious images, or None.
-        run: epochs of the training that this is for, where that is known.
+        times: how often each sample appears besides, such as a triggered sample, int64 [N].
+        seed: seed of the balancing, the exposure and the order.
+        exposure: how clean samples are exposed to suspicious images, or None.
+        run: number of epochs of the training, where known.
     """
 
     labels: Int[Tensor, "n"]
@@ -35,20 +41,45 @@ class EpochIndices:
     exposure: Exposure | None = None
     run: int | None = None
 
+    @classmethod
+    def for_result(
+        cls, result: ScanResult, config: CGDConfig, table: SampleTable | None = None
+    ) -> EpochIndices:
+        """Choose the samples of each epoch of a training on a scanned data set.
+
+        Args:
+            result: result of the scan.
+            config: configuration of the training; settings that depend on whether the model was
+                trained before are decided by the result.
+            table: table of samples, of the same result and configuration. Default: made here.
+        """
+        split, config = result.split, config.decided(trained=result.trained)
+        table = table or SampleTable.for_result(result, config)
+        poison = split.triggered & (result.poison_probability > 0.5)
+        times = (split.triggered | (split.mixed & config.keep_mixed)).long()
+        times[poison] = repeats(int(poison.sum()), len(poison), config.poison_oversampling)
+        return cls(
+            labels=result.labels,
+            clean=split.clean & ~result.held_out,
+            times=times,
+            seed=config.seed,
+            exposure=_exposure(table, config),
+        )
+
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
         balanced = int(counts.max()) * int((counts > 0).sum()) if counts.numel() else 0
         return balanced + int(self.times.sum())
 
     def of(self, epoch: int) -> Int[Tensor, "m"]:
-        """Indices of an epoch, ordered by part; the same on every process and machine."""
+        """Indices of an epoch, clean samples first; the same on every process and machine."""
         clean = functional.balanced_indices(
             self.labels, self.clean, generator=self._generator(epoch)
         )
         return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
-        """:meth:`of` with the epoch's exposures packed into the indices."""
+        """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
         indices = self.of(epoch)
         if self.exposure is None:
             return indices
@@ -59,34 +90,56 @@ class EpochIndices:
         return torch.cat([clean, indices[balanced:]])
 
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
-        """:meth:`packed` in an order of its own."""
+        """Indices of an epoch as of :meth:`packed`, in random order."""
         packed = self.packed(epoch)
         generator = self._generator(epoch, stream=1)
         return packed[torch.randperm(len(packed), generator=generator)]
 
     def in_run_of(self, epochs: int | None) -> EpochIndices:
-        """The same for a training of so many epochs, which says how many blends each has."""
+        """Copy for a training of ``epochs`` epochs, which decides how many exposures each has."""
         return replace(self, run=epochs)
 
     def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
-        # SeedSequence keeps the streams apart, where a sum of the three would let them overlap.
+        # SeedSequence keeps the streams apart; seed + epoch + stream would let them overlap.
         mixed = np.random.SeedSequence((self.seed, epoch, stream)).generate_state(1, np.uint32)
         return torch.Generator().manual_seed(int(mixed[0]))
 
 
-class BalancedSampler(Sampler[int]):
-    """Yields an epoch of indices into the guarded dataset, shuffled; exposed ones as ``Draw``.
+def _exposure(table: SampleTable, config: CGDConfig) -> Exposure | None:
+    """Make the exposure that a configuration asks for; None if the configuration asks for none."""
+    if not config.exposure_rate or not config.exposure_strength:
+        return None
+    assert config.early_exposure is not None
+    weight = table.tensors["triggered_weight"] * table.tensors["triggered"]
+    return Exposure(
+        weight=weight,
+        rate=config.exposure_rate, strength=config.exposure_strength,
+        epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
+        tone=config.tone_exposure,
+    )  # fmt: skip
 
-    Every process yields the same order, as Accelerate and Lightning expect, which then shard it;
-    with ``num_replicas`` it shards by itself, as ``DistributedSampler`` does (the last ones are
-    repeated from the start, to give each process as many). The epoch advances with each pass;
-    :meth:`set_epoch` overrules that, and may be called any number of times.
+
+def repeats(count: int, size: int, share: float) -> int:
+    """How often each of ``count`` samples must appear to make up about ``share`` of ``size``.
+
+    At least once, and at most MOST_REPEATS times: a few images are soon known by heart.
+    """
+    return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)
+
+
+class BalancedSampler(Sampler[int]):
+    """Yields an epoch's indices of the guarded dataset, shuffled; exposed samples as ``Draw``.
+
+    Every process yields the same order, as Accelerate and Lightning expect, which then divide the
+    indices among the processes. With ``num_replicas``, the sampler divides the indices itself, as
+    ``DistributedSampler`` does (the first indices are repeated at the end, so that all processes
+    get equally many). The epoch advances with each pass, unless :meth:`set_epoch` sets another.
 
     Args:
-        epochs: what an epoch holds.
-        num_replicas: number of processes to shard over.
-        rank: which of them this is.
-        drop_last: leave the last ones out instead of repeating the first.
+        epochs: which samples an epoch holds.
+        num_replicas: number of processes that share the indices.
+        rank: number of this process.
+        drop_last: leave the last indices out instead of repeating the first.
     """
 
     def __init__(
@@ -103,13 +156,26 @@ class BalancedSampler(Sampler[int]):
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
         self.epoch = 0
 
+    @classmethod
+    def for_result(
+        cls, result: ScanResult, config: CGDConfig | None = None, **sharding: Any
+    ) -> BalancedSampler:
+        """Make the sampler of a scanned data set: ``BalancedSampler.for_result(guard.result)``.
+
+        Args:
+            result: result of the scan.
+            config: configuration of the training. Default: ``CGDConfig()``.
+            sharding: ``num_replicas``, ``rank`` and ``drop_last``.
+        """
+        return cls(EpochIndices.for_result(result, config or CGDConfig()), **sharding)
+
     def __len__(self) -> int:
         whole, rest = divmod(len(self.epochs), self.num_replicas)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[int]:
         indices = self.epochs.shuffled(self.epoch)
-        self.epoch += 1  # now, not at the end: a loop that breaks off must move on, too
+        self.epoch += 1  # before the first index: a loop that breaks off moves on, too
         if self.num_replicas > 1:
             total = len(self) * self.num_replicas
             repeats = -(-total // max(len(indices), 1))
@@ -117,7 +183,7 @@ class BalancedSampler(Sampler[int]):
         yield from map(unpack, indices.tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that of ``epoch``."""
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def set_run(self, epochs: int | None) -> None:
@@ -126,4 +192,4 @@ class BalancedSampler(Sampler[int]):
 
 
 class ShardedSampler(BalancedSampler, DistributedSampler[int]):
-    """A sharding :class:`BalancedSampler` that hosts leave alone, as it is a DistributedSampler."""
+    """A :class:`BalancedSampler` for several processes; hosts take it for a DistributedSampler."""

@@ -1,4 +1,4 @@
-"""When to stop: clean accuracy, watched on data that is neither trained on nor the test set."""
+"""Stopping a training when accuracy falls on held-out clean data, which are no test data."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class ToleranceRule:
         self.stopped = False
 
     def update(self, accuracy: float) -> bool:
-        """Take in an epoch's accuracy, in [0, 1]; True if training should stop."""
+        """Take in an epoch's accuracy, in [0, 1]; returns True if training should stop."""
         self.best = max(self.best, accuracy)
         self.stopped = self.stopped or (self.best - accuracy) * 100 > self.tolerance
         return self.stopped
 
 
 class CleanAccuracyStopping:
-    """The tolerance rule on a model, which keeps the last weights that it accepted.
+    """Measures a model on held-out data, applies the tolerance rule, and keeps accepted weights.
 
-    Those weights, not those of the highest accuracy, are restored: unlearning costs accuracy at
-    first, so that the highest may belong to the least repaired model.
+    The last accepted weights are restored, not the weights of the highest accuracy: unlearning
+    costs accuracy at first, so that the highest may belong to the least repaired model.
 
     Args:
         loader: held-out batches with ordinary labels.
@@ -64,9 +64,9 @@ class CleanAccuracyStopping:
         self._accepted: dict[str, Tensor] | None = None
 
     def step(self, model: nn.Module) -> bool:
-        """Measure after an epoch; True if training should stop.
+        """Measure a model after an epoch; returns True if training should stop.
 
-        Every process measures the whole loader, so that all of them come to the same answer.
+        Every process measures the whole loader, so that all processes come to the same answer.
         """
         predictions, labels = predict_with_labels(unwrapped(model), self.loader)
         accuracy = float((predictions == labels).double().mean())
@@ -81,11 +81,11 @@ class CleanAccuracyStopping:
         return False
 
     def resumed(self, history: Sequence[float], model: nn.Module) -> CleanAccuracyStopping:
-        """The same rule at the start of a run, or where an interrupted one had come.
+        """Copy the rule, for the start of a run or for going on with an interrupted run.
 
         Args:
-            history: accuracies of the run so far, in [0, 1]; empty for a fresh one.
-            model: with the weights that the run goes on from; they count as accepted.
+            history: accuracies of the run so far, in [0, 1]; empty at the start of a run.
+            model: holds the weights that the run goes on from, which count as accepted.
         """
         rule = CleanAccuracyStopping(self.loader, self.rule.tolerance)
         for accuracy in history:

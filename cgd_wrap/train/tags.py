@@ -1,8 +1,8 @@
 """Tags: labels that carry a sample's index, and the table of what the loss knows of each sample.
 
-A tag is an int64 label that carries the sample's index instead of its class. It is the one thing
-that every host's collate function passes on untouched, and that fails loudly where a loss takes
-it for a class (HF Trainer, timm, Lightning, Accelerate, plain PyTorch).
+A tag is an int64 label that carries the sample's index instead of its class. The collate functions
+of all hosts (HF Trainer, timm, Lightning, Accelerate, plain PyTorch) pass a tag on untouched, and a
+loss that takes a tag for a class fails loudly.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-# Bit 40 marks a tag; bit 31 makes one that was cut to int32 negative, which every loss refuses.
+from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.split.result import ScanResult
+
+# Bit 40 marks a tag. Bit 31 makes a tag negative if it is cut to int32: every loss refuses it.
 TAG = (1 << 40) | (1 << 31)
 
 
 def is_tagged(targets: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Which targets carry a sample's index."""
+    """Tell which targets are tags, which carry a sample's index."""
     return targets.long() >= (1 << 40)
 
 
@@ -29,15 +33,16 @@ def tagged_index(targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 class SampleTable:
-    """What the loss knows of each sample: a plain holder, not module buffers.
+    """A table of what the loss knows of each sample.
 
-    Buffers would be broadcast by DDP and land in every checkpoint. Copies on a device are made
-    when first needed; a deep copy shares the table, a pickle leaves the device copies out.
+    The tensors are no module buffers, which DDP would broadcast and every checkpoint would hold.
+    Copies on a device are made when first needed; a deep copy shares the table, a pickle leaves the
+    device copies out.
 
     Attributes:
         labels: given labels, int64 [N].
-        clean: bool [N].
-        triggered: bool [N].
+        clean: members of the clean split, bool [N].
+        triggered: members of the triggered split, bool [N].
         triggered_weight: weight of the unlearning, float32 [N].
         guidance_weight: weight of the guidance, float32 [N].
         teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
@@ -76,13 +81,49 @@ class SampleTable:
         }
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
+    @classmethod
+    def for_result(cls, result: ScanResult, config: CGDConfig) -> SampleTable:
+        """Make the table of a scanned data set.
+
+        Args:
+            result: result of the scan.
+            config: how triggered samples are weighed, and whether CLIP's logits are corrected for
+                labels that may be wrong.
+        """
+        labels = result.labels
+        ranks, triggered, teacher = result.entropy_map, result.split.triggered, result.teacher
+        weight = functional.corner_weight(
+            ranks.clip_rank, ranks.suspicious_rank, power=config.corner_power
+        )
+        doubt = None
+        if config.doubt_labels:
+            given = labels[triggered]
+            # A clean-label attack's samples are poisoned, but their labels are right.
+            rejected = 1 - teacher.float().softmax(dim=1).gather(1, given[:, None]).squeeze(1)
+            doubt = weight.clone()
+            doubt[triggered] = torch.maximum(
+                weight[triggered], result.poison_probability[triggered] * rejected
+            )
+            # Poison that only CLIP finds is not in the corner.
+            found = [one.label for one in result.poison_estimate.classes if one.found_by_clip_alone]
+            weight = torch.where(torch.isin(labels, labels.new_tensor(found)), doubt, weight)
+            teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
+        return cls(
+            labels=labels,
+            clean=result.split.clean,
+            triggered=triggered,
+            triggered_weight=weight,
+            guidance_weight=doubt,
+            teacher=teacher,
+        )
+
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """Number of classes."""
         return self.tensors["teacher"].shape[1]
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
-        """The table on a device, by the names in ``NAMES``."""
+        """Return the table's tensors on a device, by the names in ``NAMES``."""
         if device.type == "cpu":
             return self.tensors
         if device not in self._on_device:
@@ -90,7 +131,7 @@ class SampleTable:
         return self._on_device[device]
 
     def decode(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        """Tagged targets -> the given labels; untagged targets stay as they are."""
+        """Turn tagged targets into the given labels; untagged targets stay as they are."""
         labels = self.on(targets.device)["labels"][tagged_index(targets)]
         return torch.where(is_tagged(targets), labels, targets.long())
 

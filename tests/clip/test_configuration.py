@@ -50,7 +50,7 @@ def change(folder: Path, section: str | None, **values: Any) -> None:
     [
         ("text_cfg", {"hf_tokenizer_name": "bert-base-uncased",
                       "tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
-        ("text_cfg", {"hf_tokenizer_name": "x/y"}, "custom code"),
+        ("text_cfg", {"hf_tokenizer_name": "x/y"}, "the tokenizer of CLIP"),
         ("text_cfg", {"hf_model_name": "{folder}"}, "hf_model_name"),
         ("text_cfg", {"hf_model_name": "someone/custom-tower"}, "hf_model_name"),
         ("text_cfg", {"hf_model_config": {"auto_map": {}}}, "hf_model_config"),

@@ -178,7 +178,7 @@ def test_more_than_the_allowed_share_is_an_error(tmp_path: Path) -> None:
 
 def test_deep_images_are_scaled_not_clipped(tmp_path: Path) -> None:
     guard = guard_of("timm", tmp_path, RECORD)
-    raw = guard.raw_view()[files_of(guard.base).index("cat/deep.png")]
+    raw = guard.subject.raw_view()[files_of(guard.base).index("cat/deep.png")]
     values = torch.tensor(list(raw.convert("L").tobytes())).float()
     assert 100 < float(values.mean()) < 155
     assert float((values == 255).float().mean()) < 0.05

@@ -135,7 +135,8 @@ def figures_of(guard: CGDGuard) -> dict[str, Any]:
     found |= {f"split.{n}": digest(t) for n, t in vars(guard.split).items()}
     found |= {
         "counts": guard.split.counts(), "suspected": guard.suspected_classes,
-        "estimate": [guard.poison_estimate.rate, *map(astuple, guard.poison_estimate.classes)], "warnings": result.warnings,
+        "estimate": [guard.poison_estimate.rate, *map(astuple, guard.poison_estimate.classes)],
+        "warnings": result.warnings,
         "agreement": result.agreement, "trained": result.trained,
         "held_out": digest(result.held_out), "teacher": digest(result.teacher),
         "probability": digest(result.poison_probability),
@@ -185,11 +186,13 @@ def golden_figures() -> dict[str, Any]:
     labels = torch.randint(10, (64,), generator=generator)
     kind = torch.rand(64, generator=generator)
     for temperature in (1.0, 3.0):
-        terms = functional.cgd_loss_terms(
-            outputs, labels, teacher, kind < 0.5, kind > 0.7,
+        given = outputs.clone().requires_grad_()
+        loss = functional.cgd_loss(
+            given, labels, teacher, kind < 0.5, kind > 0.7,
             alpha=4.0, beta=0.2, temperature=temperature, triggered_weight=kind,
         )  # fmt: skip
-        found[f"terms.{temperature}"] = [float(term) for term in terms]
+        loss.backward()
+        found[f"loss.{temperature}"] = [float(loss), digest(given.grad)]
     return found
 
 

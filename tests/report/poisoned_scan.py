@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cgd_wrap.functional import Split
+from cgd_wrap.report import Report
+from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.estimate import estimate_poison
+from cgd_wrap.split.result import ScanResult
+from cgd_wrap.split.suspicion import Suspicion
 
 NAMES = [
     "<script>alert(1)</script>",
@@ -28,13 +34,12 @@ class Scan:
     labels: Tensor
     poisoned: Tensor
 
-    def columns(self) -> dict[str, object]:
-        return {
-            "entropy_map": self.entropy_map,
-            "split": self.split,
-            "class_names": NAMES,
-            "labels": self.labels,
-        }
+    def result(self, **changes: Any) -> ScanResult:
+        """What a scan would hand on."""
+        return result_of(self.entropy_map, self.labels, **changes)
+
+    def report(self, **changes: Any) -> Report:
+        return Report(self.result(), NAMES, **changes)
 
 
 class Images:
@@ -49,6 +54,24 @@ class Images:
         if index % 2:
             return Image.new("RGB", (300, 200), (index % 256, 80, 160))
         return torch.full((3, 16, 16), 0.5)
+
+
+def result_of(entropy_map: EntropyMap, labels: Tensor, **changes: Any) -> ScanResult:
+    """The outcome of a scan by the thresholds alone, with a suspicion."""
+    split = entropy_map.split()
+    ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
+    suspicion = Suspicion.of(labels, *ranks, split.triggered)
+    return ScanResult(
+        **{
+            "labels": labels, "entropy_map": entropy_map, "split": split,
+            "held_out": torch.zeros_like(split.clean),
+            "teacher": torch.zeros(int(split.triggered.sum()), len(NAMES)),
+            "teachers": ClipAgreement(("CLIP",), (0.8,)),
+            "poison_estimate": estimate_poison(labels, suspicion, sum(ranks).isfinite()),
+            "poison_probability": suspicion.probability.float(),
+            **changes,
+        }
+    )  # fmt: skip
 
 
 def make_scan(count: int, unreadable: tuple[int, ...] = ()) -> Scan:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from poisoned_scan import NAMES, Scan
+from poisoned_scan import Scan
 from safetensors.torch import load_file
 
 from cgd_wrap.report import write_clean_indices, write_entropy_score, write_logits, write_table
@@ -44,9 +44,7 @@ def test_logits(tmp_path: Path) -> None:
 
 def test_table_is_safe_and_complete(scan: Scan, tmp_path: Path) -> None:
     paths = [f"-dir\n/\udcff{index}.png" for index in range(600)]
-    path = write_table(
-        tmp_path / "samples.csv", scan.entropy_map, scan.split, scan.labels, NAMES, paths
-    )
+    path = write_table(tmp_path / "samples.csv", scan.report(paths=paths))
     text = path.read_text("utf-8")
     assert len(text.splitlines()) == 601
     with path.open(encoding="utf-8", newline="") as file:
@@ -68,6 +66,6 @@ def test_table_is_safe_and_complete(scan: Scan, tmp_path: Path) -> None:
 
 
 def test_table_without_paths_keeps_negative_numbers(scan: Scan, tmp_path: Path) -> None:
-    path = write_table(tmp_path / "t.csv", scan.entropy_map, scan.split, scan.labels, NAMES)
+    path = write_table(tmp_path / "t.csv", scan.report())
     assert "'-" not in path.read_text("utf-8")
     assert list(tmp_path.iterdir()) == [path]

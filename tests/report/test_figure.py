@@ -61,7 +61,7 @@ def test_all_poisoned_or_all_unreadable(scan: Scan, tmp_path: Path) -> None:
 def test_pyplot_and_backend_are_left_alone(tmp_path: Path) -> None:
     code = (
         "import sys, torch, matplotlib, cgd_wrap.report as report\n"
-        "from cgd_wrap.entropy import EntropyMap\n"
+        "from cgd_wrap.split.entropy_map import EntropyMap\n"
         "m = EntropyMap.from_scores(torch.randn(50).double(), torch.randn(50).double())\n"
         # Reading the backend would choose one, by importing pyplot.
         "rc = matplotlib.rcParams\n"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
-from poisoned_scan import NAMES, Images, Scan
+from poisoned_scan import NAMES, Images, Scan, result_of
 
+from cgd_wrap import CGDConfig
+from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.functional import Split
-from cgd_wrap.report import write_report
-from cgd_wrap.report.summary import class_rows, most_suspicious
+from cgd_wrap.report import Report, write_report
+from cgd_wrap.report.classes import class_rows, most_suspicious
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
@@ -46,18 +49,15 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def files(scan: Scan, images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_report(
-        tmp_path_factory.mktemp("out") / "new" / "report",
-        **scan.columns(),  # type: ignore[arg-type]
+    report = scan.report(
         paths=[f"/data/<img src=x onerror=alert(1)>\n{index}.png" for index in range(600)],
         images=images,
         poisoned=scan.poisoned,
         figures=FIGURES,
         stage_seconds={"CLIP": 8.25},
         title="Report </title><script>",
-        poison_cut=0.3,
-        auto=True,
     )
+    return write_report(report, tmp_path_factory.mktemp("out") / "new" / "report")
 
 
 def test_folder_is_complete(files: dict[str, Path]) -> None:
@@ -106,13 +106,8 @@ def test_summary_names_the_target(files: dict[str, Path], scan: Scan) -> None:
 
 def test_bare_report_on_few_samples(tmp_path: Path) -> None:
     entropy_map = EntropyMap.from_scores(torch.randn(10).double(), torch.randn(10).double())
-    files = write_report(
-        tmp_path,
-        entropy_map=entropy_map,
-        split=entropy_map.split(),
-        class_names=["a", "b"],
-        labels=torch.arange(10) % 2,
-    )
+    result = result_of(entropy_map, torch.arange(10) % 2, poison_estimate=NOTHING)
+    files = write_report(Report(result, ["a", "b"]), tmp_path)
     page = Page(files["page"].read_text("utf-8"))
     assert page.tags.count("img") == 1
     assert "None: under no label" in page.text
@@ -122,12 +117,8 @@ def test_bare_report_on_few_samples(tmp_path: Path) -> None:
 def test_warnings_of_clip_come_first_and_are_escaped(scan: Scan, tmp_path: Path) -> None:
     teachers = ClipAgreement(("CLIP 1 (<i>)", "CLIP 2 (b)"), (0.91, 0.4), 0.37, 0.11, 4)
     warnings = ["CLIP almost never gives <script>alert(1)</script> its name", "a \u202egpj"]
-    files = write_report(
-        tmp_path,
-        **scan.columns(),  # type: ignore[arg-type]
-        warnings=warnings,
-        teachers=teachers,
-    )
+    result = scan.result(warnings=warnings, teachers=teachers)
+    files = write_report(Report(result, NAMES), tmp_path)
     text = files["page"].read_text("utf-8")
     page = Page(text)
     assert "script" not in page.tags
@@ -150,7 +141,8 @@ def test_warnings_of_clip_come_first_and_are_escaped(scan: Scan, tmp_path: Path)
 def test_without_warnings_the_page_has_none(files: dict[str, Path]) -> None:
     assert "Can CLIP be trusted here?" not in files["page"].read_text("utf-8")
     summary = json.loads(files["summary"].read_text())
-    assert (summary["warnings"], summary["teachers"]) == ([], None)
+    assert summary["warnings"] == []
+    assert summary["teachers"]["agreement"] == [0.8]
 
 
 def test_class_rows_count_every_sample_once(scan: Scan) -> None:
@@ -181,12 +173,35 @@ def test_most_suspicious_come_first_without_unreadable(scan: Scan) -> None:
     assert scan.poisoned[order[:20]].float().mean() > 0.9
 
 
-def test_columns_of_another_dataset_are_refused(scan: Scan, tmp_path: Path) -> None:
+def test_columns_of_another_dataset_are_refused(scan: Scan) -> None:
     with pytest.raises(ValueError, match="600 samples, but paths has 3"):
-        write_report(tmp_path, **scan.columns(), paths=["a", "b", "c"])  # type: ignore[arg-type]
-    columns = {**scan.columns(), "class_names": NAMES[:2]}
+        scan.report(paths=["a", "b", "c"])
     with pytest.raises(ValueError, match="labels are no class of 2"):
-        write_report(tmp_path, **columns)  # type: ignore[arg-type]
+        Report(scan.result(), NAMES[:2])
+
+
+def test_the_report_shows_what_the_scan_decided_and_no_second_opinion(
+    scan: Scan, tmp_path: Path
+) -> None:
+    decided = PoisonEstimate(0.123, (SuspectedClass(label=3, confidence=0.97, poisoned=0.456),))
+    result = scan.result(poison_estimate=decided)  # the map itself speaks of class 0
+    files = write_report(Report(result, NAMES), tmp_path)
+    summary = json.loads(files["summary"].read_text())
+    assert summary["suspected_target_classes"] == [3]
+    assert summary["estimated_poison_rate"] == 0.123
+    assert [row["label"] for row in summary["classes"] if row["suspected"]] == [3]
+    text = " ".join(Page(files["page"].read_text("utf-8")).text.split())
+    assert "About 12.3% of all samples" in text
+    assert "45.6% of the class" in text
+
+
+def test_the_page_names_the_thresholds_that_the_scan_used(scan: Scan, tmp_path: Path) -> None:
+    result = scan.result(calibration=replace(DEFAULT, sure_of_poison=0.77))
+    report = Report(result, NAMES, CGDConfig(poison_cut=0.42, calibration=result.calibration))
+    text = " ".join(Page(write_report(report, tmp_path)["page"].read_text("utf-8")).text.split())
+    assert "than 0.42 are mixed. There, too, all that is likelier than 0.77 is triggered" in text
+    fixed = replace(report, config=CGDConfig(sigma="fixed"))
+    assert "There, too" not in write_report(fixed, tmp_path)["page"].read_text("utf-8")
 
 
 def test_missing_jinja_names_the_extra(
@@ -194,4 +209,4 @@ def test_missing_jinja_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'cgd-wrap\[report\]'"):
-        write_report(tmp_path, **scan.columns())  # type: ignore[arg-type]
+        write_report(scan.report(), tmp_path)

@@ -1,6 +1,6 @@
 """Class names and prompts of data sets whose own labels are mere numbers or codes.
 
-A JSON file per data set; ``keys`` is there where the data set's folders carry codes.
+This folder holds a JSON file per data set, with ``keys`` if the data set's folders carry codes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class KnownClasses:
-    """What CLIP reads about a data set.
+    """Names of a data set's classes, and the prompt in which CLIP reads them.
 
     Attributes:
-        names: in the order of the labels.
+        names: class names in the order of the labels.
         prompt: zero-shot template with ``{}``, as the paper uses it.
-        keys: the data set's own codes of the classes, such as wnids, in the same order.
+        keys: the data set's own codes of the classes, such as WordNet ids, in the order of the
+            labels.
     """
 
     names: tuple[str, ...]
@@ -26,15 +27,15 @@ class KnownClasses:
 
 
 def known_data_sets() -> list[str]:
-    """Names that :func:`known_classes` takes."""
+    """List the data sets that :func:`known_classes` knows."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.json"))
 
 
 def known_classes(data_set: str) -> KnownClasses:
-    """Names and prompt of ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` or ``"tiny"``.
+    """Read class names and prompt of ``"cifar10"``, ``"cifar100"``, ``"gtsrb"`` or ``"tiny"``.
 
     Raises:
-        ValueError: another data set.
+        ValueError: ``data_set`` is none of these.
     """
     if data_set not in known_data_sets():
         raise ValueError(

@@ -1,0 +1,126 @@
+"""A scan's outcome on disk: a tensor file and a JSON file, and what they belong to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.data.fingerprint import dataset_fingerprint
+from cgd_wrap.errors import CacheMismatchError
+from cgd_wrap.files import FORMAT, check_fingerprint, write_atomically, write_json
+from cgd_wrap.functional import Split
+from cgd_wrap.scan.subject import Subject
+from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.estimate import PoisonEstimate
+from cgd_wrap.split.result import ScanResult
+
+STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
+# Settings that decide the split; a result that was saved under others is refused.
+DECIDING = (
+    "sigma", "sigma_clean", "sigma_triggered", "sigma_slow", "corner_cut", "poison_cut",
+    "holdout_fraction", "scaled_clip_logits",
+)  # fmt: skip
+
+
+def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
+    """What a saved result belongs to, JSON values by field: data, names, settings, calibration."""
+    return {
+        "dataset": dataset_fingerprint(subject.dataset),
+        "labels": dataset_fingerprint(subject.labels),
+        "class_names": list(subject.class_names),
+        "calibration": asdict(config.calibration),
+        **{name: getattr(config, name) for name in DECIDING},
+    }
+
+
+def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDConfig) -> None:
+    """Write ``guard.safetensors``, ``guard.json`` and ``config.yaml``.
+
+    Args:
+        result: of a scan; its labels are not stored, but their hash is.
+        folder: made where it is missing.
+        subject: that was scanned.
+        config: of the scan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"map.{n}": t for n, t in vars(result.entropy_map).items()}
+    tensors |= {f"split.{n}": t for n, t in vars(result.split).items()}
+    tensors |= {n: getattr(result, n) for n in STORED}
+    write_atomically(folder / "guard.safetensors", save(tensors))
+    write_json(
+        folder / "guard.json",
+        {
+            "format": FORMAT,
+            "identity": saved_identity(subject, config),
+            "teachers": asdict(result.teachers),
+            "poison_estimate": result.poison_estimate.as_dict(),
+            "warnings": result.warnings,
+            "class_knowledge": result.class_knowledge,
+            "bad": {str(index): reason for index, reason in result.bad.items()},
+        },
+    )
+    config.to_yaml(folder / "config.yaml")
+
+
+def saved_config(folder: Path) -> CGDConfig:
+    """The configuration of a saved result."""
+    return CGDConfig.from_yaml(folder / "config.yaml")
+
+
+def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult:
+    """Read what :func:`save_result` wrote.
+
+    Args:
+        folder: of the saved result.
+        subject: data and class names that the result has to belong to.
+        config: its thresholds and its calibration must be those that the result was saved under.
+
+    Raises:
+        FileNotFoundError: there is nothing saved in the folder.
+        CacheMismatchError: the result belongs to something else, or a newer version wrote it.
+    """
+    stored = read_saved(folder)
+    identity = saved_identity(subject, config)
+    check_fingerprint(folder, stored["identity"], json.loads(json.dumps(identity)))
+    tensors = load_file(folder / "guard.safetensors")
+    parts = {
+        kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
+        for kind in ("map", "split")
+    }
+    return ScanResult(
+        labels=subject.labels,
+        entropy_map=EntropyMap(**parts["map"]),
+        split=Split(**parts["split"]),
+        **{name: tensors[name] for name in STORED},
+        teachers=ClipAgreement.from_dict(stored["teachers"]),
+        poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
+        bad={int(index): reason for index, reason in stored["bad"].items()},
+        warnings=stored["warnings"],
+        class_knowledge=stored["class_knowledge"],
+        calibration=config.calibration,
+    )
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """The JSON part of a saved result.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CacheMismatchError: a newer version wrote it.
+    """
+    path = folder / "guard.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved guard in {folder}: {path.name} is missing")
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if stored["format"] > FORMAT:
+        raise CacheMismatchError(
+            f"{folder} was saved by a newer version of cgd-wrap; update cgd-wrap",
+            {"format": (stored["format"], FORMAT)},
+        )
+    return stored

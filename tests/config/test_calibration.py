@@ -1,0 +1,187 @@
+"""The margins of the thresholds, computed anew from the stored scans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cgd_wrap.config.calibration import DEFAULT, PARTS, Calibration, thresholds
+from cgd_wrap.functional import Split, share_by_class
+from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.suspicion import (
+    Suspicion,
+    better_half_count,
+    corner_suspicion,
+    far_corner_count,
+    rejection_count,
+)
+
+FILES = sorted((Path(__file__).parents[1] / "stored_scans").glob("*.safetensors"))
+SWAPPED = "clean-swapped-names"
+EXACT = 5e-3  # the figures stand there with three digits
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    name: str
+    labels: Tensor
+    ranks: tuple[Tensor, Tensor]
+    split: Split
+    choice: Tensor
+    target: int | None
+    class_names: list[str]
+
+    @property
+    def size(self) -> Tensor:
+        return torch.bincount(self.labels)
+
+    @property
+    def suspicion(self) -> Suspicion:
+        return Suspicion.of(self.labels, *self.ranks, self.split.triggered)
+
+
+@cache
+def scans() -> tuple[Scan, ...]:
+    return tuple(map(read, FILES))
+
+
+def read(file: Path) -> Scan:
+    stored = load_file(file)
+    with safe_open(file, "pt") as opened:
+        facts = json.loads(opened.metadata()["facts"])
+    found = EntropyMap.from_scores(
+        stored["clip_score"].double(), stored["suspicious_score"].double()
+    )
+    return Scan(
+        file.stem, stored["labels"].long(), (found.clip_rank, found.suspicious_rank),
+        found.split(sigma_slow=0.3), stored["clip_choice"].long(),
+        facts["target"] if bool(stored["poisoned"].any()) else None, facts["class_names"],
+    )  # fmt: skip
+
+
+# --- a figure of each class, by the name that the thresholds give it ----------------------------
+
+
+def suspicion_of(scan: Scan) -> Tensor:
+    return corner_suspicion(scan.labels, *scan.ranks, scan.split.triggered)[0]
+
+
+def far_corner_share(scan: Scan) -> Tensor:
+    return far_corner_count(scan.labels, *scan.ranks) / scan.size
+
+
+def rejected_share(scan: Scan) -> Tensor:
+    return rejection_count(scan.labels, scan.ranks[0]) / scan.size
+
+
+def rejected_times(scan: Scan) -> Tensor:
+    """The share of the class with the highest one, times the next; 0 for the others."""
+    share = rejected_share(scan)
+    (first, second), places = share.topk(2)
+    times = torch.zeros_like(share)
+    times[places[0]] = first / second.clamp(min=1 / len(scan.labels))
+    return times
+
+
+def better_half(scan: Scan) -> Tensor:
+    return better_half_count(scan.labels, scan.ranks[0]) / scan.size
+
+
+MEASURES = {
+    "suspicion": suspicion_of,
+    "far corner": far_corner_share,
+    "rejected": rejected_share,
+    "rejected times": rejected_times,
+}
+
+
+def figures(measure: str) -> Iterator[tuple[float, bool]]:
+    """Each class' figure in the scans under right names, and whether the class is a target."""
+    for scan in scans():
+        if scan.name != SWAPPED:
+            for label, figure in enumerate(MEASURES[measure](scan).tolist()):
+                yield figure, label == scan.target
+
+
+MEASURED = {name: one for name, one in thresholds().items() if one.measure in MEASURES}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_threshold_lies_between_what_it_says_was_seen(name: str) -> None:
+    one = MEASURED[name]
+    found = list(figures(one.measure))
+    honest = max(figure for figure, target in found if not target)
+    poisoned = min(figure for figure, target in found if target and figure > one.value)
+    assert one.honest == pytest.approx(honest, rel=EXACT, abs=1e-9)
+    assert one.poisoned == pytest.approx(poisoned, rel=EXACT)
+    assert one.honest < one.value < one.poisoned
+
+
+def test_what_clip_knows_is_mostly_told_from_wrongly_named_classes() -> None:
+    """Enough of each poisoned target is in the better half, but of one of four swapped classes."""
+    one = thresholds()["known_by_rank"]
+    targets = [float(better_half(s)[s.target]) for s in scans() if s.target is not None]
+    (swapped,) = (scan for scan in scans() if scan.name == SWAPPED)
+    (right,) = (scan.class_names for scan in scans() if scan.name == "clean")
+    renamed = [i for i, name in enumerate(right) if swapped.class_names[i] != name]
+    wrong = float(better_half(swapped)[renamed].max())
+    assert one.honest == pytest.approx(wrong, rel=EXACT)
+    assert one.poisoned == pytest.approx(min(targets), rel=EXACT)
+    assert one.value < one.poisoned
+    known = better_half(swapped)[renamed] >= one.value
+    assert int(known.sum()) == 1  # of four: the margin doesn't hold, as the threshold says
+
+
+def test_classes_get_their_name_and_swapped_ones_do_not() -> None:
+    for scan in scans():
+        hits = share_by_class(scan.choice == scan.labels, scan.labels)
+        assert int((hits >= DEFAULT.known_by_name).sum()) == (6 if scan.name == SWAPPED else 10)
+
+
+def test_the_target_and_nothing_else_is_suspected() -> None:
+    for scan in scans():
+        if scan.name != SWAPPED:
+            suspected = scan.suspicion.suspected.nonzero().squeeze(1).tolist()
+            assert suspected == ([] if scan.target is None else [scan.target]), scan.name
+
+
+# --- the value ----------------------------------------------------------------------------------
+
+
+def test_every_threshold_says_what_it_is() -> None:
+    for name, one in thresholds().items():
+        assert one.part in PARTS
+        assert one.unit
+        assert one.text.endswith("."), name
+        assert getattr(DEFAULT, name) == one.value
+        assert (one.honest is None and one.poisoned is None) or one.data, name
+
+
+def test_one_number_for_one_idea() -> None:
+    assert DEFAULT.outstanding_suspicion == DEFAULT.chance_suspicion / 2
+    a = (1 - 0.9**5) / 5  # ranks that are independent, at sigma_triggered=0.1
+    assert pytest.approx(2 * a / 5 - a**2, abs=2e-4) == DEFAULT.chance_suspicion
+
+
+def test_other_thresholds_are_named_and_checked() -> None:
+    assert Calibration.from_dict({"far_corner": 0.8}).far_corner == 0.8
+    with pytest.raises(ValueError, match="far_corners"):
+        Calibration.from_dict({"far_corners": 0.8})
+    with pytest.raises(ValueError, match="evidence_needed=-1"):
+        Calibration(evidence_needed=-1)
+
+
+def test_a_threshold_decides() -> None:
+    scan = next(scan for scan in scans() if scan.name == "badnets-0.01")
+    high = Calibration(evidence_needed=1e6)
+    assert scan.suspicion.suspected.any()
+    assert not Suspicion.of(scan.labels, *scan.ranks, scan.split.triggered, high).suspected.any()

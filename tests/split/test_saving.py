@@ -1,0 +1,82 @@
+"""A saved scan belongs to its data, its names, its thresholds and its calibration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
+
+from cgd_wrap import CacheMismatchError, CGDConfig, CGDGuard
+from cgd_wrap.config.calibration import DEFAULT, Calibration, thresholds
+from cgd_wrap.split.saving import DECIDING
+
+
+def scanned(config: CGDConfig) -> CGDGuard:
+    return CGDGuard(
+        tiny_net(), tensors(), NAMES, clip=TintReader(), config=config, progress=False
+    ).scan()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[CGDGuard, Path]:
+    folder = tmp_path_factory.mktemp("saved")
+    guard = scanned(quick_config())
+    guard.save(folder)
+    return guard, folder
+
+
+def loaded(saved: tuple[CGDGuard, Path], **changes: object) -> CGDGuard:
+    guard, folder = saved
+    config = guard.config.replace(**changes)
+    return CGDGuard.load(
+        folder, guard.model, guard.base, class_names=NAMES, clip=guard.clip, config=config
+    )
+
+
+def test_what_was_saved_comes_back(saved: tuple[CGDGuard, Path]) -> None:
+    guard, found = saved[0], loaded(saved)
+    assert torch.equal(found.split.clean, guard.split.clean)
+    assert found.poison_estimate == guard.poison_estimate
+    assert found.result.calibration == guard.config.calibration
+    assert torch.equal(found.result.labels, guard.targets)
+
+
+@pytest.mark.parametrize("name", thresholds())
+def test_a_result_of_another_calibration_is_refused_by_name(
+    name: str, saved: tuple[CGDGuard, Path]
+) -> None:
+    other = replace(DEFAULT, **{name: getattr(DEFAULT, name) * 1.01})
+    with pytest.raises(CacheMismatchError, match=f"calibration.*{name}"):
+        loaded(saved, calibration=other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sigma": "fixed"}, {"sigma_clean": 0.21}, {"sigma_triggered": 0.09}, {"sigma_slow": 0.4},
+        {"corner_cut": 0.2}, {"poison_cut": None}, {"holdout_fraction": 0.2},
+        {"scaled_clip_logits": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_a_result_of_other_thresholds_is_refused_by_name(
+    changes: dict[str, object], saved: tuple[CGDGuard, Path]
+) -> None:
+    assert set(changes) <= set(DECIDING)
+    with pytest.raises(CacheMismatchError, match=next(iter(changes))):
+        loaded(saved, **changes)
+
+
+def test_the_saved_configuration_is_the_default_and_holds_the_calibration(
+    saved: tuple[CGDGuard, Path], tmp_path: Path
+) -> None:
+    guard, _ = saved
+    own = Calibration(evidence_needed=4.0)
+    other = scanned(quick_config(calibration=own))
+    other.save(tmp_path)
+    found = CGDGuard.load(tmp_path, guard.model, other.base, class_names=NAMES, clip=other.clip)
+    assert found.config == other.config
+    assert found.config.calibration.evidence_needed == 4.0
