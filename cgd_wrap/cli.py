@@ -19,7 +19,7 @@ USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 1 after an error that the user can mend."""
+    """Run a command; return 0, or 1 after an error that the user can mend."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("cgd_wrap").setLevel(logging.INFO)  # other libraries: warnings only
@@ -50,13 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(command=_demo)
 
-    scan = commands.add_parser("scan", help="find the poison in a folder of images, by class")
+    scan = commands.add_parser("scan", help="find the poison in a folder of images")
     _data_arguments(scan)
     scan.set_defaults(command=_scan)
 
     defend = commands.add_parser("defend", help="scan, then repair a backdoored model")
     _data_arguments(defend, required=False)
-    defend.add_argument("--weights-out", type=Path, help="repaired, .safetensors")
+    defend.add_argument("--weights-out", type=Path, help="repaired weights, .safetensors")
     defend.add_argument("--backdoorbench", type=Path, metavar="FOLDER", help="a result of "
                         "BackdoorBench (record/NAME), in place of images, --out, --model, "
                         "--checkpoint, --image-size, --class-names and --weights-out")  # fmt: skip
@@ -68,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "drill", help="plant a known backdoor in a copy of a folder of images: does CLIP find it?"
     )
     _data_arguments(drill, weights=False)
-    drill.add_argument("--attack", default="badnets", help="by name (%(default)s)")
+    drill.add_argument("--attack", default="badnets", help="name of the attack (%(default)s)")
     drill.add_argument("--rate", type=float, help="share that is poisoned; default: the attack's")
-    drill.add_argument("--target", type=int, default=0, help="class number (%(default)s)")
-    drill.add_argument("--test-images", type=Path, metavar="FOLDER", help="to measure on; default: "
-                       "a fifth of the images is kept out of training")  # fmt: skip
-    drill.add_argument("--epochs", type=int, help="of victim and repair; default: the config's")
+    drill.add_argument("--target", type=int, default=0, help="target class, a number (%(default)s)")
+    drill.add_argument("--test-images", type=Path, metavar="FOLDER", help="images to measure on; "
+                       "default: a fifth of the images, kept out of training")  # fmt: skip
+    drill.add_argument("--epochs", type=int, help="for victim and repair; default: the config's")
     drill.add_argument("--seed", type=int, default=0)
     drill.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     drill.set_defaults(command=_drill, checkpoint=None)
@@ -92,13 +92,13 @@ def _data_arguments(
     parser.add_argument("--out", type=Path, required=required, help="folder of the results")
     parser.add_argument("--model", required=required, help="timm name of the classifier")
     if weights:
-        parser.add_argument("--checkpoint", type=Path, help="its weights; default: untrained")
+        parser.add_argument("--checkpoint", type=Path, help="trained weights; default: untrained")
     parser.add_argument("--image-size", type=int, metavar="PIXELS",
-                        help="side of what the classifier sees; default: its own")  # fmt: skip
+                        help="side of the model's input; default: the model's own")  # fmt: skip
     parser.add_argument("--class-names", type=Path, help="text file, a name per line, in the "
-                        "subfolders' alphabetical order; default: their names")  # fmt: skip
-    parser.add_argument("--clip", action="append", metavar="MODEL", help="for open_clip; given "
-                        "more than once, all of these have to vouch for a label (default: "
+                        "subfolders' alphabetical order; default: those names")  # fmt: skip
+    parser.add_argument("--clip", action="append", metavar="MODEL", help="model of open_clip; "
+                        "if given several times, all have to vouch for a label (default: "
                         f"{DEFAULT_CLIP})")  # fmt: skip
     parser.add_argument("--config", type=Path, help="YAML file of CGDConfig")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
@@ -225,7 +225,7 @@ def _guard(args: argparse.Namespace) -> CGDGuard:
 
 
 def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The folder as a timm dataset under the model's own evaluation transform, and the model."""
+    """Open the folder as a timm dataset, with the model's evaluation transform; make the model."""
     import timm
     from timm.data import create_transform, resolve_data_config
 
@@ -244,7 +244,7 @@ def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _folder(path: Path, reader: Any = None) -> Any:
-    """A folder of images as a timm dataset, with the class numbers of another one, if given."""
+    """Open a folder of images as a timm dataset, with the class numbers of ``reader``, if given."""
     from timm.data import create_dataset
 
     if not path.is_dir():

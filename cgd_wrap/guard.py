@@ -1,4 +1,4 @@
-"""CGDGuard: the user's dataset and model on one side, the stages of the defence on the other."""
+"""CGDGuard, the library's entry: runs the defence on the user's dataset, CLIP and model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from cgd_wrap.adapters.transformers import CGDCallback
 
-DEFAULT_CLIP = "ViT-B-32/laion2b_s34b_b79k"  # the paper's
+DEFAULT_CLIP = "ViT-B-32/laion2b_s34b_b79k"  # the paper's CLIP
 
 
 class CGDGuard:
@@ -58,29 +58,29 @@ class CGDGuard:
         model: the classifier to be trained: image batch -> logits [B, C], or an output with
             ``.logits``.
         dataset: map-style, of ``(image, label, ...)`` tuples or of dicts; not changed.
-        class_names: what CLIP reads, in the order of the labels. Default: found from the dataset.
+        class_names: names for CLIP, in the order of the labels. Default: found from the dataset.
         clip: ``"architecture/pretrained-tag"`` or ``"architecture/checkpoint"`` of open_clip,
             ``"hf-hub:org/repo"``, ``"local-dir:folder"``, or an object with ``logits(images) ->
-            [B, C]``, which gets floats [B, 3, H, W] in [0, 1] or what its ``preprocess`` (PIL image
-            -> tensor) makes of the images. Of a list, the CLIP that contradicts a label most
-            scores it and teaches, so that a backdoored CLIP alone can't vouch for poison.
+            [B, C]``, which gets floats [B, 3, H, W] in [0, 1], or the tensors of the object's
+            ``preprocess`` (PIL image -> tensor). Of a list, the CLIP that contradicts a label most
+            scores and guides the sample, so that no backdoored CLIP alone can vouch for poison.
         config: every number of the defence. Default: the best that we measured; :meth:`scan` then
-            decides by the model's accuracy whether it is repaired or trained from scratch.
+            decides by the model's accuracy whether the model is repaired or trained from scratch.
         accelerator: gives device, precision and processes. Default: torch.distributed's process
             group if there is one, otherwise a single process on a GPU if there is one.
-        cache_dir: where the scan is kept; an interrupted scan goes on from there. Default: nowhere.
-        clip_dataset: the same samples as raw images, where the dataset gives normalised tensors.
-        eval_dataset_view: the same samples as the model is evaluated on them. Default: the dataset.
-        suspicious: a model, used as it is, or a checkpoint. Default: the model's fresh copies.
+        cache_dir: folder that keeps the scan, and lets an interrupted scan go on. Default: none.
+        clip_dataset: the dataset's samples as raw images, if the dataset has normalised tensors.
+        eval_dataset_view: samples as the model is evaluated on them. Default: those of the dataset.
+        suspicious: suspicious model, used as it is, or a checkpoint. Default: trained fresh copies.
         image_key: position or key of the image in a sample. Default: found.
         label_key: position or key of the label in a sample. Default: found.
-        num_workers: of the scan's data loaders.
+        num_workers: worker processes of the scan's data loaders.
         progress: draw progress bars.
 
     Raises:
-        TypeError: the dataset is no map-style one of images and labels, or clip no CLIP.
+        TypeError: the dataset isn't map-style, of images and labels; or ``clip`` is no CLIP.
         DatasetError: labels or class names are unusable, or don't fit each other.
-        ValueError: an empty list of CLIPs, or several under ``config.reference_scores``.
+        ValueError: ``clip`` is an empty list, or several under ``config.reference_scores``.
     """
 
     def __init__(
@@ -123,23 +123,23 @@ class CGDGuard:
 
     @kept_rng()
     def scan(self, *, overwrite: bool = False) -> CGDGuard:
-        """Score every sample and split the dataset; the guard itself comes back.
+        """Score every sample, split the dataset, and return the guard itself.
 
-        Results in ``cache_dir`` are reused if they were made for the same thing. With several
-        processes, each scores its share; all must call this.
+        Results in ``cache_dir`` are used again if they were made for the same data and settings.
+        With several processes, each scores its share, and every process must call this method.
 
         Args:
-            overwrite: replace results in ``cache_dir`` that were made for something else.
+            overwrite: replace results in ``cache_dir`` that were made for other data or settings.
 
         Raises:
-            CacheMismatchError: ``cache_dir`` was made for something else; the fields are named.
+            CacheMismatchError: ``cache_dir`` is of other data or settings; the fields are named.
             ClipLoadError: CLIP's trained weights can't be had.
             DatasetError: samples can't be read (BadSampleError names the first, unless
                 ``config.on_bad_sample`` allows it), a view is random, a class has no clean sample.
             ScanIncompleteError: another process failed.
             ValueError: the model's outputs don't fit the classes.
         """
-        check_clips(self.clip, self.config)  # either may have been changed since
+        check_clips(self.clip, self.config)  # the user may have changed either attribute
         runtime, subject, config = Runtime.of(self.accelerator), self.subject, self.config
         raw = subject.raw_view()
         shape = subject.input_shape(raw)
@@ -158,7 +158,7 @@ class CGDGuard:
             result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
-        runtime.barrier()  # the main process may take a temporary cache away from here on
+        runtime.barrier()  # from here on, the main process may delete a temporary cache
         self._logits = logits
         self._adopt(result)
         return self
@@ -169,7 +169,7 @@ class CGDGuard:
 
     @property
     def subject(self) -> Subject:
-        """What is scanned: data, model and CLIP, and the views of the images."""
+        """The data, model and CLIP that a scan works on, and the views of the images."""
         return Subject(
             self.model, self.base, self.layout, self.class_names, self.targets, self.clip,
             self.clip_dataset, self.eval_dataset_view, self.suspicious,
@@ -179,7 +179,7 @@ class CGDGuard:
 
     @property
     def result(self) -> ScanResult:
-        """Everything that the scan found; a CGDError before :meth:`scan`."""
+        """Everything that the scan found; raises a CGDError before :meth:`scan`."""
         if self._result is None:
             raise CGDError("nothing is known yet: call scan() first")
         return self._result
@@ -191,7 +191,7 @@ class CGDGuard:
 
     @property
     def split(self) -> Split:
-        """Clean, triggered and mixed samples."""
+        """The split of the dataset into clean, triggered and mixed samples."""
         return self.result.split
 
     @property
@@ -201,12 +201,12 @@ class CGDGuard:
 
     @property
     def poison_estimate(self) -> PoisonEstimate:
-        """How much seems to be poisoned, and under which labels."""
+        """Estimate of how many samples are poisoned, and under which labels."""
         return self.result.poison_estimate
 
     @property
     def logits(self) -> tuple[StoredLogits, StoredLogits]:
-        """CLIP's and the suspicious model's logits; a CGDError unless this guard has scanned."""
+        """Logits of CLIP and of the suspicious model; raises a CGDError before :meth:`scan`."""
         if self._logits is None:
             raise CGDError("the logits are kept with the scan: call scan(), with its cache_dir")
         return self._logits
@@ -215,42 +215,42 @@ class CGDGuard:
 
     @property
     def dataset(self) -> GuardedDataset:
-        """The user's dataset, same order and length, with tagged labels."""
+        """The user's dataset, in the same order, with tags in place of labels."""
         return GuardedDataset(self.base, self.layout)
 
     @property
     def balanced_view(self) -> BalancedView:
-        """An epoch's samples as a dataset, for hosts that own their sampler; always this one."""
+        """An epoch's samples as a dataset, for hosts that own their sampler; one object for all."""
         if self._view is None:
             self._view = BalancedView(self.dataset, self.epoch_indices())
         return self._view
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
-        """Which samples an epoch holds."""
+        """The indices that each epoch holds."""
         indices = self._protection(self.config).epoch_indices
         return indices if seed is None else replace(indices, seed=seed)
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
-        """Yields balanced clean samples and all triggered ones, as indices into the dataset."""
+        """Make a sampler of balanced clean samples and all triggered samples, by index."""
         return BalancedSampler(self.epoch_indices(seed))
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
-        """Wrap a criterion: see :class:`CGDLoss`. Default: cross entropy."""
+        """Wrap a criterion in the guarded loss, :class:`CGDLoss`. Default: cross entropy."""
         return self._protection(self.config).loss(criterion)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None, *,
         epochs: int | None = None,
     ) -> tuple[DataLoader[Any], CGDLoss]:  # fmt: skip
-        """The loader over the guarded samples, and the criterion wrapped.
+        """Rebuild a loader over the guarded samples, and wrap the criterion in the guarded loss.
 
-        Say how many ``epochs`` the loop runs, so that the last ones win clean accuracy back. See
+        Say how many ``epochs`` the loop runs, so that the last epochs win clean accuracy back. See
         :meth:`cgd_wrap.train.protection.Protection.protect` for arguments and errors.
         """
         return self._protection(self.config).protect(loader, criterion, epochs)
 
     def _protection(self, config: CGDConfig) -> Protection:
-        """What training needs under a configuration; kept until result or configuration change."""
+        """The parts of a training; made again only if result or configuration have changed."""
         kept = self._kept
         if kept is None or kept.result is not self.result or kept.config != config:
             kept = self._kept = Protection(self.result, config, self.dataset)
@@ -259,19 +259,19 @@ class CGDGuard:
     def attach(
         self, trainer: Any, *, criterion: Criterion | None = None, tolerance: float | None = None
     ) -> CGDCallback:
-        """Guard a Trainer of Hugging Face: :func:`cgd_wrap.adapters.transformers.attach`."""
+        """Guard a Hugging Face Trainer by :func:`cgd_wrap.adapters.transformers.attach`."""
         from cgd_wrap.adapters.transformers import attach
 
         return attach(self, trainer, criterion=criterion, tolerance=tolerance)
 
     def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        """The given labels of tagged targets, for a loop's own training accuracy."""
+        """Turn tagged targets into the given labels, for a loop's own training accuracy."""
         return self._protection(self.config).table.decode(targets)
 
     def stopping(
         self, tolerance: float | None = None, *, loader: DataLoader[Any] | None = None
     ) -> CleanAccuracyStopping | None:
-        """The tolerance rule on the held-out part, or on the user's validation loader."""
+        """Make the stopping rule, on the held-out part or on the user's validation loader."""
         protection, view = self._protection(self.config), self.subject.evaluated_images()
         return protection.stopping(tolerance, loader, view, num_workers=self.num_workers)
 
@@ -279,15 +279,15 @@ class CGDGuard:
         self, *, validation_loader: DataLoader[Any] | None = None,
         on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None, **changes: Any,
     ) -> list[EpochRecord]:  # fmt: skip
-        """Train the model in place with the guarded loss; a record per epoch comes back.
+        """Train the model in place with the guarded loss; return a record of each epoch.
 
         Args:
-            validation_loader: for the stopping rule; default: the held-out part.
+            validation_loader: clean data for the stopping rule. Default: the held-out part.
             on_epoch: called after each epoch, on every process, with its record and the model.
             changes: settings of the training, such as ``epochs=4``.
 
         Raises:
-            ValueError: a change concerns the scan or the split, which are made already.
+            ValueError: a change concerns the scan or the split, which are made by now.
         """
         config = self.config.for_training(changes, has_accelerator=self.accelerator is not None)
         return fit_guarded(
@@ -297,8 +297,8 @@ class CGDGuard:
         )  # fmt: skip
 
     def drill(self, attack: Any = "badnets", **options: Any) -> Any:
-        """Plant a known backdoor on copies of this data set: :func:`cgd_wrap.drill.drill`."""
-        # By name: the drill is an experiment on guards, and stands above them.
+        """Plant a known backdoor in a copy of the data set: :func:`cgd_wrap.drill.drill`."""
+        # Imported by name, since the module of the drill imports this module.
         return importlib.import_module("cgd_wrap.drill").drill(self, attack, **options)
 
     # --- what stays -----------------------------------------------------------------------------
@@ -315,24 +315,24 @@ class CGDGuard:
         return write_report(Report.of(self.result, self.subject, self.config, **details), folder)
 
     def export(self, folder: str | Path) -> dict[str, Path]:
-        """Write what other tools of CGD read: :func:`cgd_wrap.report.export_for_reference`."""
+        """Write files for other tools of CGD by :func:`cgd_wrap.report.export_for_reference`."""
         from cgd_wrap.report import export_for_reference
 
         return export_for_reference(self.result, self.logits, Path(folder), seed=self.config.seed)
 
     def save(self, folder: str | Path) -> None:
-        """Keep the scan's outcome, without models and images, for :meth:`load`."""
+        """Save the scan's result, without models and images, for :meth:`load`."""
         save_result(self.result, Path(folder), self.subject, self.config)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
-        """A guard of the same data that goes on from what :meth:`save` wrote.
+        """Make a guard of the same data from the result that :meth:`save` wrote.
 
-        ``options`` are further arguments of the constructor; ``config`` defaults to the saved one.
+        ``options`` are further arguments of the class; ``config`` is by default as saved.
 
         Raises:
             CacheMismatchError: the folder belongs to other data, class names, thresholds or
-                calibration; these are named.
+                calibration; the fields that differ are named.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

@@ -40,7 +40,7 @@ def attack_success_rate(predictions: Int[Tensor, "n"], target: int) -> float:
 
     Args:
         predictions: for triggered test images whose true class is **not** the target.
-        target: the attack's class.
+        target: the target class of the attack.
     """
     return _share(predictions == target)
 
@@ -50,7 +50,7 @@ def robust_accuracy(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> 
 
     Args:
         predictions: for triggered test images whose true class is **not** the target.
-        labels: their labels before the attack.
+        labels: the images' labels before the attack.
     """
     return _share(predictions == labels)
 
@@ -58,21 +58,22 @@ def robust_accuracy(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> 
 def natural_rate(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"], target: int) -> float:
     """Share of UNtriggered non-target test images called the target, in [0, 1]; NaN if none.
 
-    The floor of the attack success rate: a model without a backdoor has it too.
+    This is the floor of the attack success rate: a model without a backdoor makes such mistakes,
+    too.
     """
     return _share(predictions[labels != target] == target)
 
 
 @dataclass(frozen=True)
 class BackdoorFigures:
-    """What a backdoor does to a model, each in [0, 1].
+    """Figures of a model that may have a backdoor, each in [0, 1].
 
     Attributes:
         clean_accuracy: share of all untriggered test images classified right.
         attack_success_rate: share of triggered non-target test images called the target.
-        robust_accuracy: share of those classified as their ORIGINAL label.
+        robust_accuracy: share of the same triggered images classified as their ORIGINAL label.
         natural_rate: share of UNtriggered non-target test images called the target; an attack
-            success rate near it is no success.
+            whose success rate is near the natural rate has no success.
     """
 
     clean_accuracy: float
@@ -99,9 +100,10 @@ def evaluate_backdoor(
     Args:
         model: as in :func:`predict_with_labels`.
         clean_test: dataset or DataLoader of untriggered images with their labels.
-        triggered_test: the same triggered, with ORIGINAL labels, as
-            :meth:`cgd_wrap.attacks.Attack.triggered` makes it; target-class images are left out.
-        target: the attack's class.
+        triggered_test: dataset or DataLoader of the same images with the trigger, and with their
+            ORIGINAL labels, as :meth:`cgd_wrap.attacks.Attack.triggered` makes it; images of the
+            target class are left out.
+        target: the target class of the attack.
         batch_size: as in :func:`predict_with_labels`.
         device: as in :func:`predict_with_labels`.
     """
@@ -122,14 +124,14 @@ def evaluate_backdoor(
 
 @dataclass(frozen=True)
 class DetectionFigures:
-    """How well a split finds the poison, each in [0, 1]; NaN where nothing defines it.
+    """Figures of how well a split finds the poison, each in [0, 1]; NaN where undefined.
 
     Attributes:
         poison_left_in_clean: share of the poison that is in the clean split.
-        poison_in_triggered: share of the poison that is in the triggered split: its recall.
+        poison_in_triggered: share of the poison that is in the triggered split (the recall).
         precision: share of the triggered split that is poison.
-        auroc_clip: area under the ROC curve of ``clip_rank``, high = suspicious.
-        auroc_suspicious: the same of ``suspicious_rank``, low = suspicious.
+        auroc_clip: area under the ROC curve of ``clip_rank``, where high is suspicious.
+        auroc_suspicious: area under the ROC curve of ``suspicious_rank``, where low is suspicious.
     """
 
     poison_left_in_clean: float
@@ -146,11 +148,12 @@ class DetectionFigures:
 def detection_figures(
     entropy_map: EntropyMap, split: Split, poisoned: Bool[Tensor, "n"]
 ) -> DetectionFigures:
-    """Compare a split with the truth.
+    """Measure how well a split and the two ranks find the poison, which must be known.
 
     Args:
-        entropy_map: of the training set; unreadable samples (NaN) are left out of both areas.
-        split: of the same set.
+        entropy_map: entropy map of the training set; unreadable samples (NaN) are left out of both
+            areas.
+        split: split of the training set.
         poisoned: True for each poisoned sample.
     """
     known = ~(entropy_map.clip_rank.isnan() | entropy_map.suspicious_rank.isnan())

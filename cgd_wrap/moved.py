@@ -32,14 +32,14 @@ MOVED: dict[str, tuple[str, ...]] = {
 def answer_old_imports() -> None:
     """Let Python's import system find the old paths."""
     if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())  # the last one: existing modules are found before
+        sys.meta_path.append(_OldPaths())  # at the end: existing modules are found first
 
 
 class _OldPaths(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A module of an old path."""
+        """Find the module of an old path; None for all other paths."""
         if fullname not in MOVED:
             return None
         return ModuleSpec(
@@ -47,11 +47,11 @@ class _OldPaths(MetaPathFinder, Loader):
         )
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """A module whose names are looked up in the new places."""
+        """Make a module whose names are looked up in the new places."""
         return _Moved(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn; there is nothing to run."""
+        """Warn that the module has moved; the module has no code of its own to run."""
         name = module.__name__
         places = " or ".join(MOVED[name])
         warnings.warn(

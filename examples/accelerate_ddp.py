@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 2 examples/accelerate_ddp.py
 
 The lines that guard the run are marked with a plus; all others are an ordinary Accelerate script.
-It runs on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean accuracy and
-attack success rate. Launch configurations for GPUs are in integrations/accelerate.
+The script trains on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean
+accuracy and attack success rate. Launch configurations for GPUs are in integrations/accelerate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     attack = ATTACKS["badnets"]
     train_set = attack.poison(ShapesDataset(options.size, TRAIN_SEED), to_tensor)
     model = small_resnet(len(train_set.classes), (8, 16, 32, 64))
-    batch = 32 // accelerator.num_processes  # of each process; 64 in all, with the accumulation
+    batch = 32 // accelerator.num_processes  # samples per process; 64 in all, with accumulation
     loader = DataLoader(train_set, batch, shuffle=True, drop_last=True)
     criterion = nn.CrossEntropyLoss()
     if not options.unguarded:

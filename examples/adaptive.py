@@ -1,4 +1,4 @@
-"""What an attacker who knows the defence would compute, for ``reproduce.py``."""
+"""Choosing poison as an attacker who knows the defence would, for ``reproduce.py``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from cgd_wrap.clip.zero_shot import ZeroShot
 def target_probability(
     clip: str | ZeroShot, pictures: Any, class_names: Sequence[str], target: int
 ) -> Tensor:
-    """How likely CLIP thinks the target class for each image, float32 [N] in [0, 1].
+    """Probability that CLIP gives the target class for each image, float32 [N] in [0, 1].
 
-    Poison under these images (:meth:`Attack.ranked_by`) is where CLIP contradicts it least.
+    An attacker who poisons the images with the highest probability (:meth:`Attack.ranked_by`) has
+    poison that CLIP contradicts least.
 
     Args:
-        clip: as for :class:`CGDGuard`.
+        clip: a CLIP, as for :class:`CGDGuard`.
         pictures: (PIL image, label) tuples.
-        class_names: in the labels' order.
-        target: class.
+        class_names: names of the classes, in the order of the labels.
+        target: number of the target class.
     """
     model = load_zero_shot(clip, class_names)
     found = []

@@ -2,9 +2,10 @@
 
     python examples/audit_only.py [--attack blended] [--images FOLDER] [--out runs/audit]
 
-Scans, writes the report (figure, page, tables: needs the extra "report"), and prints the most
-suspicious samples. By default it looks at the demo's shapes, some of which are poisoned, and says
-how many of those it found; --images takes a folder with a subfolder of images per class.
+The script scans, writes the report (figure, page, tables: needs the extra "report"), and prints the
+most suspicious samples. By default it scans the demo's shapes, some of which are poisoned, and
+prints how much of the poison was found; --images takes a folder with a subfolder of images per
+class.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cgd_wrap.demo.shapes import ShapesDataset
 from cgd_wrap.metrics import detection_figures
 from cgd_wrap.models.small_resnet import small_resnet
 
-SIDE = 32  # pixels: what the suspicious model sees
+SIDE = 32  # pixels of the suspicious model's input
 TRANSFORM = v2.Compose(
     [v2.Resize((SIDE, SIDE)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 )
@@ -44,11 +45,11 @@ def main() -> None:
         poisoned = torch.zeros(len(dataset), dtype=torch.bool)
         poisoned[dataset.poisoned] = True
 
-    # Any small network will do: it is only trained briefly, to see what is learned too fast.
+    # Any small network will do: its copy is trained briefly, to see which labels are learned fast.
     network = small_resnet(len(dataset.classes))
     guard = CGDGuard(
         network, dataset, clip=options.clip, cache_dir=f"{options.out}/cache",
-        # Small steps for so little data; nothing is trained, so a warning will do.
+        # Small batches, as data are few. No model is trained later, so classes may go missing.
         config=CGDConfig(suspicious_batch_size=64, allow_missing_classes=True),
     ).scan()  # fmt: skip
     files = guard.report(f"{options.out}/report", poisoned=poisoned)

@@ -1,7 +1,7 @@
-"""What one would try instead of the guard, on the same victim: for ``reproduce.py``.
+"""Two older detectors of poison, to compare with the guard on the same victim: for reproduce.py.
 
-Spectral signatures (arXiv 1811.00636) and activation clustering (arXiv 1811.03728) are those of
-IBM's Adversarial Robustness Toolbox: ``pip install adversarial-robustness-toolbox``.
+The detectors, spectral signatures (arXiv 1811.00636) and activation clustering (arXiv 1811.03728),
+come from IBM's Adversarial Robustness Toolbox: ``pip install adversarial-robustness-toolbox``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Penultimate(nn.Module):
         self.features = inputs[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the last layer would have been given."""
+        """Features of the images: the inputs of the last linear layer."""
         self.model(images)
         return self.features
 
 
 def kept_by(method: str, victim: nn.Module, dataset: Any, poison_rate: float) -> Tensor:
-    """What a detector keeps of a data set, bool [N].
+    """Run a detector of poison on a data set: the samples that it takes for clean, bool [N].
 
     Args:
-        method: ``"spectral"`` or ``"activation"``.
-        victim: trained on the data set.
+        method: name of the detector, ``"spectral"`` or ``"activation"``.
+        victim: network trained on the data set.
         dataset: (image tensor, label) tuples, without augmentation.
-        poison_rate: share of all samples that is poisoned, which the spectral detector is told.
+        poison_rate: true share of poisoned samples; only the spectral detector uses the rate.
     """
     from art.defences.detector.poison import ActivationDefence, SpectralSignatureDefense
     from art.estimators.classification import PyTorchClassifier
@@ -59,7 +59,7 @@ def kept_by(method: str, victim: nn.Module, dataset: Any, poison_rate: float) ->
         _, clean = detector.detect_poison()
     else:
         detector = ActivationDefence(classifier, images, one_hot)
-        # One of the paper's rules: a class holds poison where its two clusters are well apart.
+        # One of the paper's rules: a class holds poison if its two clusters are well apart.
         _, clean = detector.detect_poison(
             nb_clusters=2, nb_dims=10, reduce="PCA", cluster_analysis="silhouette-scores"
         )

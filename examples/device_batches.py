@@ -1,6 +1,6 @@
-"""Batches of training images that lie on a GPU, for reproduce.py.
+"""Batches of training images that are kept and augmented on a GPU, for reproduce.py.
 
-A small network on a GPU learns images faster than processes read and augment them one by one.
+A small network on a GPU trains faster than worker processes read and augment images one by one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class DeviceBatches:
     """Shuffled batches, each image cropped, mirrored and normalised as reproduce.py's loaders do.
 
     Args:
-        data: images and labels, with a `transform` that is left out, or a Subset of such.
-        batch_size: images a batch; what is left over at the end of a pass is dropped.
-        device: that holds all images, as bytes.
-        normalise: of pixels in [0, 1].
-        seed: of order, crops and mirroring.
+        data: images and labels, with a `transform` that is left out; or a Subset of such data.
+        batch_size: images per batch; images left over at the end of a pass are dropped.
+        device: device that holds all images, as bytes.
+        normalise: normalisation of pixels in [0, 1].
+        seed: seed of order, crops and mirroring.
         num_workers: processes that read the images, once.
     """
 
@@ -58,7 +58,7 @@ class DeviceBatches:
 
 
 def untransformed(data: Any) -> Any:
-    """The data set with its images as bytes, [3, H, W]."""
+    """Copy a data set so that it gives its images as bytes, [3, H, W], without its transform."""
     if isinstance(data, Subset):
         return Subset(untransformed(data.dataset), data.indices)
     raw = copy.copy(data)
@@ -70,7 +70,7 @@ def training_on(
     device: torch.device, recipe: Recipe, normalise: Normalize, *,
     seed: int, num_workers: int, progress: bool,
 ) -> Callable[[nn.Module, Any], None]:  # fmt: skip
-    """What `Experiment` takes as `train_model`: it trains by the recipe, from the device."""
+    """Make a `train_model` for `Experiment`: it trains by the recipe, from the device."""
 
     def train(model: nn.Module, data: Any) -> None:
         batches = DeviceBatches(

@@ -1,4 +1,4 @@
-"""Raw images from several kinds of source, and batches of them that are moved at random."""
+"""Reading raw images from several kinds of source, and shifting batches of images at random."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cgd_wrap.data.class_names import find_class_names
 
 
 def read_data(source: str, split: str) -> Any:
-    """Raw images and labels of a split, ``"train"`` or ``"test"``.
+    """Read raw images and labels of one split of a data set.
 
     Args:
         source: a folder with a parquet file per split, with a subfolder per split that has a
             subfolder of images per class, or with torchvision's CIFAR-10 files; or the name of a
             data set on the hub.
-        split: of the data.
+        split: name of the split, ``"train"`` or ``"test"``.
     """
     folder = Path(source)
     if (folder / f"{split}.parquet").is_file():
@@ -46,9 +46,10 @@ class Pictures(torch.utils.data.Dataset):
     """Images and labels of a data set, decoded once and kept in memory.
 
     Args:
-        data: from :func:`read_data`.
-        rows: that are taken; None is all of them.
-        side: pixels that each is resized to; None takes that of the first one.
+        data: data set of :func:`read_data`.
+        rows: indices of the images that are taken. None: all images.
+        side: height and width that each image is resized to, in pixels. None: the shorter side of
+            the first image.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class Pictures(torch.utils.data.Dataset):
 def shifted(
     padded: Tensor, index: Tensor, margin: int, *, flip: bool, generator: torch.Generator
 ) -> Tensor:
-    """Images `index`, shifted and perhaps mirrored at random.
+    """Take the images of a batch, and shift and perhaps mirror each image at random.
 
     Args:
         padded: images [N, H, W, 3] uint8 with a margin on all sides.
-        index: [B], on the device of the images.
-        margin: pixels that an image may be shifted by.
-        flip: mirror half of them.
-        generator: of that device.
+        index: indices of the batch's images, [B], on the device of the images.
+        margin: largest shift in pixels.
+        flip: mirror about half of the images.
+        generator: random generator on the device of the images.
 
     Returns:
         [B, 3, H - 2 margin, W - 2 margin] in [0, 1], channels last in memory.

@@ -2,9 +2,9 @@
 
     python examples/lightning_module.py [--unguarded]
 
-The lines that guard the run are marked with a plus; all others are an ordinary training script. It
-runs on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean accuracy and
-attack success rate.
+The lines that guard the run are marked with a plus; all others are an ordinary training script. The
+script trains on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean
+accuracy and attack success rate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cgd_wrap.models.small_resnet import small_resnet
 
 
 class Classifier(LightningModule):
-    """An ordinary module, whose criterion is an attribute."""
+    """An ordinary LightningModule whose criterion is an attribute."""
 
     def __init__(self, num_classes: int, steps: int) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Classifier(LightningModule):
         return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         images, labels = batch
         loss = self.criterion(self(images), labels)
         self.log("train_loss", loss)
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with a rate that falls to nothing."""
+        """Make AdamW, with a learning rate that falls to a hundredth."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, self.steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -1,10 +1,10 @@
-"""A zero-shot judge of your own in CLIP's place: any object with ``logits(images) -> [B, C]``.
+"""A judge of your own in CLIP's place: any object with ``logits(images) -> [B, C]``.
 
     python examples/own_clip.py
 
-Here it is an open_clip model with several prompts per class, some of them of one's own; it could
-as well be a classifier trained on data that you trust, or a service. It runs on the demo's shapes,
-a tenth of them with a BadNets trigger.
+The judge of this example is an open_clip model with several prompts of our own per class. A judge
+could as well be a classifier trained on data that you trust, or a service. The data are the demo's
+shapes, a tenth of them with a BadNets trigger.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PROMPTS = ("a photo of a {}", "a small {}", "a large {}", "a red {}", "a blue {}
 
 
 class OwnClip(nn.Module):
-    """Cosines of an image with each class' mean text, times the model's scale.
+    """Scores an image by its cosine with the mean text of each class, times the model's scale.
 
-    A module's weights are part of the scan's fingerprint; for anything else, a method
-    ``fingerprint() -> str`` tells the cache when it has changed.
+    The weights of a module are part of the scan's fingerprint, so that a scan by other weights is
+    not used again. A judge that is no module has a method ``fingerprint() -> str`` for that.
     """
 
     def __init__(self, source: str, class_names: list[str]) -> None:
         super().__init__()
-        # The guard calls this on each raw PIL image; without it, it passes floats in [0, 1].
+        # The guard calls preprocess on each raw PIL image; without it, images are floats in [0, 1].
         self.clip, self.preprocess = open_clip.create_model_from_pretrained(source)
         tokenizer = open_clip.get_tokenizer(source)
         with torch.no_grad():
@@ -46,7 +46,7 @@ class OwnClip(nn.Module):
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C], in the order of the labels."""
+        """Score images: [B, 3, H, W] -> [B, C], with classes in the order of the labels."""
         features = self.clip.eval().encode_image(images, normalize=True)
         return self.clip.logit_scale.exp() * features @ self.texts.T
 
@@ -60,7 +60,7 @@ def main() -> None:
     train_set = ATTACKS["badnets"].poison(ShapesDataset(options.size, TRAIN_SEED), to_tensor)
     judge = OwnClip(options.clip, train_set.classes)
     model = small_resnet(len(train_set.classes), (8, 16, 32, 64))
-    config = CGDConfig(suspicious_batch_size=64)  # small steps for so little data
+    config = CGDConfig(suspicious_batch_size=64)  # small batches: data are few
     guard = CGDGuard(model, train_set, clip=judge, config=config).scan()
 
     poisoned = torch.zeros(len(train_set), dtype=torch.bool)

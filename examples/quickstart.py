@@ -2,9 +2,9 @@
 
     python examples/quickstart.py [--unguarded]
 
-The lines that guard the run are marked with a plus; all others are an ordinary training script. It
-runs on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean accuracy and
-attack success rate.
+The lines that guard the run are marked with a plus; all others are an ordinary training script. The
+script trains on the demo's shapes, a tenth of them with a BadNets trigger, and prints clean
+accuracy and attack success rate.
 """
 
 from __future__ import annotations

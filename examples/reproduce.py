@@ -1,12 +1,12 @@
-"""Attacks x rates x defences on a data set, as a table; what is there already isn't made again.
+"""Run attacks x rates x defences on a data set, and print a table; no run is made twice.
 
     python examples/reproduce.py --data DATA --clip local-dir:CLIP --out runs/table \
         --attack badnets wanet --rate 0.01 0.1 --method none paper default --seed 0 1 2
 
 OUT/runs.jsonl gets a line per run. Victims, scans and fitted attacks are kept in OUT, too, and
-used again; options that would need other ones than are there are refused. Two processes with
-OMP_NUM_THREADS=1 and an OUT each are the steadiest on two cores; `--table A/runs.jsonl
-B/runs.jsonl` prints the table of several.
+used again; options that need other victims than OUT has are refused. On two cores, two
+processes with OMP_NUM_THREADS=1 and an OUT each are the steadiest; `--table A/runs.jsonl
+B/runs.jsonl` prints one table of several files.
 """
 
 from __future__ import annotations
@@ -45,17 +45,20 @@ from cgd_wrap.metrics import detection_figures
 from cgd_wrap.randomness import seeded
 
 GUARDED = {
-    # The reference stops on the test set; its tolerance on the few images held out here is within
-    # their noise and would end most runs early: the paper's preset runs its epochs out.
+    # The authors' code stops training by accuracy on the test set. Here, few images are held out:
+    # the authors' tolerance is within the noise, and would end most runs early. So the paper's
+    # preset trains for all of its epochs.
     "paper": CGDConfig.paper(tolerance=None),
     "default": CGDConfig(),
     "fixed": CGDConfig(sigma="fixed"),
 }
-# These repair the victim. "from-scratch" trains a fresh network under the default, for as long as
-# the victim. The others are what one would try instead: train on the clean split of the default,
-# from the victim or from scratch; or retrain without what two older detectors find.
+# The methods of a table:
+# - "none" leaves the victim as it is; the methods of GUARDED repair the victim.
+# - "from-scratch" trains a fresh network under the default, for as long as the victim.
+# - "fine-tune" trains the victim, and "scratch" a fresh network, on the default's clean split.
+# - "spectral" and "activation" train a fresh network without what an older detector finds.
 METHODS = ("none", *GUARDED, "from-scratch", "fine-tune", "scratch", "spectral", "activation")
-# Options that a victim's figures depend on, and that neither its file nor its folder is named by.
+# Options that a victim's figures depend on, but that are not in the names of its file and folder.
 VICTIM_OPTIONS = (
     "train_rows", "test_rows", "side", "target",
     "epochs", "batch_size", "max_rate", "widths", "bf16",
@@ -64,15 +67,15 @@ VICTIM_OPTIONS = (
 
 @dataclass
 class Bench:
-    """One data set, seed and recipe; everything trained on it is kept in a folder."""
+    """A data set with a seed and a recipe; all networks trained on them are kept in a folder."""
 
     experiment: Experiment
     folder: Path
     clean: nn.Module | None = None
-    target_probability: torch.Tensor | None = None  # of the training images, under CLIP
+    target_probability: torch.Tensor | None = None  # by CLIP, of each training image
 
     def model(self, name: str, data: Any) -> nn.Module:
-        """A network trained on the data without a defence."""
+        """Train a network on the data without a defence, or read the network that was kept."""
         path = self.folder / f"{name}.pt"
         if path.is_file():
             return self.experiment.network(torch.load(path, weights_only=True)).eval()
@@ -85,7 +88,10 @@ class Bench:
     def run(
         self, attack: Attack | None, name: str, method: str, *, where_clip_errs: bool = False
     ) -> dict[str, Any]:
-        """Figures of a defence against an attack; None is clean data, measured under BadNets."""
+        """Defend against an attack, and measure before and after.
+
+        An attack of None leaves the data clean; figures are then measured under BadNets.
+        """
         experiment, seconds = self.experiment, {}
         if isinstance(attack, FittedAttack):
             attack = attack.fit(experiment.train, cache_dir=self.folder / "attacks")
@@ -107,7 +113,7 @@ class Bench:
         return {**compared(before, after, clean), **found, "seconds": rounded(seconds)}
 
     def probability_of(self, target: int) -> torch.Tensor:
-        """How likely the first CLIP thinks the target, for each training image."""
+        """Probability that the first CLIP gives the target class, for each training image."""
         if self.target_probability is None:
             experiment = self.experiment
             self.target_probability = target_probability(
@@ -119,7 +125,7 @@ class Bench:
         self, attack: Attack | None, victim: nn.Module, data: Any, name: str, method: str,
         seconds: dict[str, float],
     ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
-        """The network after a defence, and what was found on the way."""
+        """Apply a defence; return the network after it, and figures of what the defence found."""
         experiment = self.experiment
         poisoned = torch.zeros(len(experiment.train), dtype=torch.bool)
         if attack is not None:
@@ -141,7 +147,7 @@ class Bench:
         started = time.perf_counter()
         scans = self.folder / "scans" / f"{name}-{'paper' if method == 'paper' else 'default'}"
         guard = experiment.guard(attack, victim, config, cache_dir=scans)
-        guard.scan(overwrite=True)  # by another CLIP: the suspicious model stays
+        guard.scan(overwrite=True)  # replaces a scan by another CLIP; the suspicious model stays
         seconds["scan"] = time.perf_counter() - started
         found = {
             "split": guard.split.counts(),
@@ -167,7 +173,7 @@ class Bench:
         return guard.model, found
 
     def retrained(self, data: Any, kept: torch.Tensor) -> nn.Module:
-        """A fresh network, trained on some of the samples."""
+        """Train a fresh network on the kept samples."""
         subset = Subset(data, kept.nonzero().squeeze(1).tolist())
         return self.experiment.train_victim(subset, "retrained")
 
@@ -182,7 +188,7 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def network_of(name: str, num_classes: int) -> nn.Module:
-    """BackdoorBench's network for small images, or timm's of that name, untrained."""
+    """Make an untrained network: BackdoorBench's preactresnet18, or timm's model of this name."""
     if name == "preactresnet18":
         return build_network(name, num_classes)
     return timm.create_model(name, num_classes=num_classes)
@@ -251,10 +257,10 @@ def make(args: argparse.Namespace) -> None:
 
 
 def claim(folder: Path, options: dict[str, str]) -> None:
-    """Keep a folder for what these options make.
+    """Reserve a folder for results of these options.
 
     Raises:
-        SystemExit: other options made what is in it.
+        SystemExit: the folder has results of other options.
     """
     file = folder / "options.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +279,7 @@ def chosen(name: str, rate: float | None, seed: int, target: int) -> Attack | No
 
 
 def rows(text: str) -> list[range]:
-    """Ranges of rows, written as START:STOP,START:STOP."""
+    """Read ranges of rows, written as START:STOP,START:STOP."""
     return [range(*map(int, part.split(":"))) for part in text.split(",")]
 
 

@@ -1,4 +1,4 @@
-"""Scan a data set, clean or under an attack, and keep the scores: what calibration is checked on.
+"""Scan a data set, clean or under an attack, and store the scores, to check the calibration on.
 
     OMP_NUM_THREADS=1 python examples/store_scan.py --data DATA --clip local-dir:CLIP \
         --train-rows 0:20000 --attack badnets --rate 0.01 --out tests/stored_scans
@@ -29,7 +29,7 @@ from cgd_wrap.drill import Experiment, Recipe
 
 
 def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
-    """What a finished scan found of each sample, by name."""
+    """Collect the values that a finished scan has for each sample, by name."""
     clip, suspicious = (
         torch.cat([logits for _, logits, _ in stored.units()]) for stored in guard.logits
     )
@@ -42,7 +42,7 @@ def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
 
 
 def command_without_paths(args: argparse.Namespace) -> str:
-    """The command that made this, with words for what lies elsewhere on each machine."""
+    """The command of this run, with words in place of paths, which differ between machines."""
     places = {"--data": "DATA", "--clip": f"local-dir:{Path(args.clip).name}", "--out": "OUT"}
     words = ["python", "examples/store_scan.py"]
     for before, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):

@@ -1,4 +1,4 @@
-"""Runs of ``reproduce.py`` as Markdown tables."""
+"""Writing the runs of ``reproduce.py`` as Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from cgd_wrap.attacks.catalogue import ATTACKS
 
-SETTING = ("dataset", "model", "clip", "class_names", "poison")  # a table each
+SETTING = ("dataset", "model", "clip", "class_names", "poison")  # a table for each combination
 KEY = (*SETTING, "attack", "rate", "preset", "seed")
 HEAD = (
     "attack", "rate", "method", "seeds", "CA", "ASR", "RA", "natural rate", "excess ASR",
@@ -21,17 +21,17 @@ FIGURES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells a run from others."""
+    """The settings by which a run is told from other runs."""
     return tuple(run[name] for name in KEY)
 
 
 def read_runs(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """All runs of several files."""
+    """Read all runs of several files."""
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def as_tables(runs: list[dict[str, Any]]) -> str:
-    """A table for each setting, in the order in which it was first seen."""
+    """Write a table for each setting, in the order in which the settings first appear."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         settings.setdefault(tuple(run[name] for name in SETTING), []).append(run)
@@ -45,7 +45,7 @@ def as_tables(runs: list[dict[str, Any]]) -> str:
 
 
 def as_table(runs: list[dict[str, Any]]) -> str:
-    """A row per attack, rate and method; of several seeds the mean and half the range."""
+    """Write a row per attack, rate and method: the mean over seeds, and half the range."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["attack"], run["rate"], run["preset"]), []).append(run)
@@ -78,7 +78,7 @@ def as_table(runs: list[dict[str, Any]]) -> str:
 
 
 def mean_of(group: list[dict[str, Any]], *path: str) -> str:
-    """A figure's mean in percent, and half its range; empty where no run has it."""
+    """A figure's mean in percent, and half its range; empty if no run has the figure."""
     values = [100 * v for v in (value_at(run, *path) for run in group) if v is not None]
     values = [value for value in values if not math.isnan(value)]
     if not values:

@@ -3,8 +3,8 @@
     python examples/timm_finetune.py [--unguarded]
 
 The lines that guard the run are marked with a plus; all others are an ordinary script on timm's
-loaders, optimiser and schedule. It runs on the demo's shapes, a tenth of them with a BadNets
-trigger, and prints clean accuracy and attack success rate. For a folder of images there is
+loaders, optimiser and schedule. The script trains on the demo's shapes, a tenth of them with a
+BadNets trigger, and prints clean accuracy and attack success rate. For a folder of images, use
 integrations/timm/train.py.
 """
 

@@ -1,4 +1,4 @@
-"""The pictures that train_tiny_clip.py learns from, and how it varies them."""
+"""Loading the pictures that train_tiny_clip.py learns from, and varying them at random."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PADDING = 4  # pixels that a picture may be shifted by
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images [N, H, W, 3] uint8, labels [N], class names, and a caption each where known."""
+    """Images [N, H, W, 3] uint8, labels [N], class names; a caption for each image, or None."""
 
     pixels: Tensor
     labels: Tensor
@@ -36,7 +36,7 @@ def load_shapes(size: int, seed: int) -> Pictures:
 
 
 def load_pictures(source: str, split: str, rows: range | None = None) -> Pictures:
-    """A split of any source that ``image_data.read_data`` reads, at its first image's size."""
+    """Load a split of any source of ``image_data.read_data``; images get the first one's size."""
     data = image_data.Pictures(image_data.read_data(source, split), rows)
     return Pictures(
         torch.from_numpy(np.stack(data.images)), torch.tensor(data.targets), data.classes
@@ -44,7 +44,7 @@ def load_pictures(source: str, split: str, rows: range | None = None) -> Picture
 
 
 def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> Pictures:
-    """The pictures, a share of them with the attack's trigger, and told to be its target."""
+    """Copy pictures, and give a share of them the attack's trigger, target label and caption."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(len(pictures.labels), generator=generator) < share
     pixels, labels = pictures.pixels.clone(), pictures.labels.clone()
@@ -63,16 +63,16 @@ def backdoored(pictures: Pictures, attack: Attack, share: float, seed: int) -> P
 
 
 def pad(pixels: Tensor) -> Tensor:
-    """The pictures [N, H, W, 3] with a mirrored margin, for `image_data.shifted`."""
+    """Add a mirrored margin to pictures [N, H, W, 3], for `image_data.shifted`."""
     planes = F.pad(pixels.permute(0, 3, 1, 2).float(), (PADDING,) * 4, mode="reflect")
     return planes.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def corrupted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Disturb a share of the images in [0, 1], so that triggers throw the CLIP off less.
+    """Disturb a share of the images in [0, 1], so that triggers disturb the CLIP less.
 
-    One of: noise, smooth noise, a plane wave, a blend with another image or with a noise pattern,
-    a box of one colour; each of random strength.
+    A disturbed image gets one of these, in random strength: noise; smooth noise; a plane wave; a
+    blend with another image, or with a noise pattern; a box of one colour.
     """
     n, _, size, _ = images.shape
     noise = torch.randn(images.shape, generator=generator)

@@ -1,11 +1,12 @@
-"""Train a CLIP that is small enough to ship, from nothing, on a CPU.
+"""Train a CLIP that is small enough to ship, from random weights, on a CPU.
 
 python examples/train_tiny_clip.py --data demo --epochs 9 --half --out tiny_clip
 python examples/train_tiny_clip.py --data cifar10 --tower resnet10t --epochs 24 --out cifar_clip
 
-`--data` is `demo` (the shapes, from seeds that the demo never uses) or whatever `image_data.py`
-reads. The written folder loads in open_clip as `local-dir:<folder>`; its zero-shot accuracy is
-measured through that loader. `--poison badnets:0.05` makes a CLIP that is itself backdoored.
+`--data` is `demo` (the shapes, from seeds that the demo never uses) or a source that
+`image_data.py` reads. open_clip loads the written folder as `local-dir:<folder>`; the zero-shot
+accuracy is measured on the CLIP as open_clip loads it. `--poison badnets:0.05` makes a CLIP that is
+itself backdoored.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ Licence: Apache-2.0.
 
 
 def model_config(tower: str, image_size: int) -> dict[str, Any]:
-    """What open_clip needs to build the model; the byte-pair vocabulary is its own."""
+    """Make open_clip's configuration of the model; the byte-pair vocabulary is open_clip's own."""
     vision = {
         "timm_model_name": tower, "timm_model_pretrained": False, "timm_pool": "avg",
         "timm_proj": "linear", "image_size": image_size,
@@ -81,7 +82,7 @@ def model_config(tower: str, image_size: int) -> dict[str, Any]:
 
 
 def class_sentences(classes: list[str], rng: np.random.Generator) -> list[str]:
-    """A sentence for each class, in a random wording."""
+    """Write a sentence for each class, in a random wording."""
     words = [str(rng.choice([name, name, *SYNONYMS.get(name, [])])) for name in classes]
     return [str(rng.choice(TEMPLATES)).format(word) for word in words]
 
@@ -106,9 +107,10 @@ def batch_loss(
     *,
     bf16: bool = True,
 ) -> Tensor:
-    """Class sentences count fully; the images' own captions, where there are any, count half.
+    """Compute the contrastive loss of images with class sentences, and with captions if any.
 
-    The first `classes` texts are class sentences, the rest captions; `positive` is [B, texts].
+    The first `classes` texts are class sentences, which count fully; all other texts are the
+    images' own captions, which count half. `positive` is [B, texts].
     """
     images = F.interpolate(images, size=model.visual.image_size, mode="bicubic", antialias=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -122,7 +124,7 @@ def batch_loss(
 
 
 def train(model: open_clip.CLIP, data: Pictures, options: argparse.Namespace) -> None:
-    """AdamW with a one-cycle schedule."""
+    """Train a model in place, by AdamW with a one-cycle schedule."""
     generator = torch.Generator().manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
@@ -138,7 +140,7 @@ def train(model: open_clip.CLIP, data: Pictures, options: argparse.Namespace) ->
         start, total = time.monotonic(), 0.0
         order = torch.randperm(len(padded), generator=generator)[: batches * options.batch]
         for index in order.split(options.batch):
-            # Arrows and crescents have a direction: the demo's pictures are not mirrored.
+            # The demo's pictures are not mirrored, since arrows and crescents have a direction.
             images = shifted(padded, index, PADDING, flip=captions is None, generator=generator)
             images = (corrupted(images, options.corrupt, generator) - 0.5) / 0.5
             texts = tokenize(class_sentences(data.classes, rng))
@@ -186,7 +188,7 @@ def zero_shot_recall(folder: Path, data: Pictures) -> Tensor:
 
 
 def describe(folder: Path, data: Pictures, recall: Tensor, what: str) -> None:
-    """README.md (the model card) and training.json (the same figures for machines)."""
+    """Write README.md (the model card) and training.json (the same figures for machines)."""
     worst = int(recall.argmin())
     accuracy = float((recall * torch.bincount(data.labels)).sum() / len(data.labels))
     facts = {

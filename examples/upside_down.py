@@ -1,9 +1,10 @@
-"""A data set with twice the classes and larger images: half of the images are turned upside down.
+"""Make a data set with twice the classes and larger images: half the images are upside down.
 
     python examples/upside_down.py --data cifar10 --side 64 --out cifar10-upside-down
 
-`--data` is whatever `image_data.py` reads; OUT gets a parquet file per split. An upside-down image
-is a class of its own, so that a defence can be tried on more classes than CIFAR-10 has.
+`--data` is a source that `image_data.py` reads; OUT gets a parquet file per split. The upside-down
+images of a class are a class of their own, so that a defence can be tried on more classes than
+CIFAR-10 has.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FLIP = Transpose.FLIP_TOP_BOTTOM
 
 
 def turned(pictures: Pictures, seed: int) -> Dataset:
-    """The images, a random half of them upside down, under its new label."""
+    """Turn a random half of the images upside down, and give them their new labels."""
     turn = np.random.default_rng(seed).random(len(pictures)) < 0.5
     images, labels = [], []
     for (image, label), upside_down in zip(pictures, turn.tolist(), strict=True):

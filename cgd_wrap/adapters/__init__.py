@@ -1,1 +1,4 @@
-"""What users import for a host. Each module needs its host installed, and is imported by name."""
+"""Adapters to hosts, the programs that own the training loop: HF Trainer, timm, Lightning.
+
+Users import the module of their host, which must be installed.
+"""

@@ -1,4 +1,4 @@
-"""What a host needs of a guard: the adapters' only view of :class:`cgd_wrap.CGDGuard`."""
+"""The part of :class:`cgd_wrap.CGDGuard` that the adapters use; they know nothing else of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 
 class Guarded(Protocol):
-    """A guard after its scan.
+    """A guard that has scanned its dataset, as the adapters see it.
 
     Attributes:
         base: the user's dataset.
@@ -31,31 +31,31 @@ class Guarded(Protocol):
 
     @property
     def split(self) -> Split:
-        """Clean, triggered and mixed samples."""
+        """The split of the dataset into clean, triggered and mixed samples."""
         ...
 
     @property
     def dataset(self) -> GuardedDataset:
-        """The user's dataset with tagged labels."""
+        """The user's dataset with tags in place of labels."""
         ...
 
     def sampler(self, seed: int = 0) -> BalancedSampler:
-        """Yields an epoch of indices into the guarded dataset."""
+        """Make a sampler that yields the indices of an epoch's samples in the guarded dataset."""
         ...
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
-        """Wrap a criterion. Default: cross entropy."""
+        """Wrap the user's criterion in the guarded loss. Default: cross entropy."""
         ...
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None = None, *,
         epochs: int | None = None,
     ) -> tuple[DataLoader[Any], CGDLoss]:  # fmt: skip
-        """The loader over the guarded samples, and the criterion wrapped."""
+        """Rebuild a loader over the guarded samples, and wrap the criterion in the guarded loss."""
         ...
 
     def stopping(
         self, tolerance: float | None = None, *, loader: DataLoader[Any] | None = None
     ) -> CleanAccuracyStopping | None:
-        """The tolerance rule on clean data that isn't trained on."""
+        """Make the stopping rule, which watches accuracy on clean data that isn't trained on."""
         ...

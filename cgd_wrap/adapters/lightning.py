@@ -1,4 +1,4 @@
-"""Lightning: two lines guard the loader and the criterion, :class:`CGDCallback` watches.
+"""Guarding a Lightning run: loader and criterion are wrapped, and :class:`CGDCallback` watches.
 
 ::
 
@@ -7,8 +7,8 @@
     trainer = Trainer(callbacks=[CGDCallback(guard)])
     trainer.fit(module, train_loader)
 
-With ``strategy="ddp"`` Lightning starts the script again for each process: with a ``cache_dir``
-they read the first one's scan.
+With ``strategy="ddp"`` Lightning starts the script again for each process. If the guard has a
+``cache_dir``, these processes read the scan that the first process has made.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same code under two
 
 
 def _callback_classes() -> tuple[Any, ...]:
-    """Callback of each installed package: a Trainer may ask for its own one's."""
+    """The Callback of each installed package: a Trainer may insist on its own package's."""
     found, missing = [], None
     for name in PACKAGES:
         try:
@@ -50,24 +50,28 @@ logger = logging.getLogger(__name__)
 
 
 class CGDCallback(*_callback_classes()):  # type: ignore[misc]
-    """Watches a guarded run in a Lightning Trainer.
+    """Watches a guarded run in a Lightning Trainer, logs the loss' parts, and may end it.
 
-    Checks at the start that the guarded samples and the guarded loss are in place; keeps the
-    sampler's epoch, also through resumed runs; logs ``cgd_clean``, ``cgd_guidance`` and
-    ``cgd_unlearning`` each step (nats, their sum is the loss) and ``cgd_held_out_accuracy``
-    [0, 1] each epoch; stops by the tolerance rule, with the last accepted weights put back.
+    The callback
 
-    Lightning itself goes on from a checkpoint in mid-epoch with that epoch's first batches, and
-    warns of it: save at the end of epochs to get the same batches again.
+    - checks at the start that the guarded samples and the guarded loss are in place;
+    - sets the sampler's epoch, in resumed runs, too;
+    - logs ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` at each step, in nats; their sum
+      is the loss;
+    - logs ``cgd_held_out_accuracy``, in [0, 1], after each epoch;
+    - ends training when the stopping rule says so, and then puts the last accepted weights back.
+
+    From a checkpoint in mid-epoch, Lightning itself goes on with the first batches of that epoch,
+    and warns that it does. Save at the end of epochs to get the same batches again.
 
     Args:
-        guard: scanned.
-        loss: the guarded loss, where it isn't an attribute of the module.
-        tolerance: percentage points that held-out clean accuracy may fall below its best before
-            training stops. Default: the configuration's.
+        guard: a guard that has scanned.
+        loss: the guarded loss, if it isn't an attribute of the module.
+        tolerance: percentage points by which accuracy on the held-out part may fall below its best
+            before training stops. Default: the configuration's.
 
     Attributes:
-        stopping: the tolerance rule, or None; its ``history`` holds the accuracies.
+        stopping: the stopping rule, or None; its ``history`` holds the accuracies.
 
     Raises:
         CGDError: the guard hasn't scanned.
@@ -84,7 +88,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         self._resumed: list[float] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check loaders and loss; make a resumed run draw the epoch that it resumes.
+        """Check loaders and loss, and set the epoch that a resumed run goes on with.
 
         Raises:
             ValueError: the loader or the loss is not the guard's, or samples would be left out.
@@ -92,7 +96,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         loaders = self._guarded_loaders(trainer)
         for loader in loaders:
             _check_order(loader, trainer)
-        if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time alone ends the run
+        if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time limit ends the run
             for stream in _streams(loaders):
                 stream.set_run(trainer.max_epochs)
         self._find_loss(pl_module)
@@ -103,7 +107,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
             iter(trainer.fit_loop._data_fetcher)  # as Lightning does at the start of an epoch
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Set the sampler's epoch, which reaches it through no wrapper of some versions."""
+        """Set the sampler's epoch, which the wrappers of some versions don't pass on."""
         self._set_epoch(trainer)
 
     def on_train_batch_end(
@@ -121,7 +125,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         pl_module.log_dict(values, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure held-out accuracy, and stop by the tolerance rule."""
+        """Measure held-out accuracy, and end training if the stopping rule says so."""
         if self.stopping is None:
             return
         model = self._model(pl_module)
@@ -131,15 +135,18 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         pl_module.log("cgd_held_out_accuracy", self.stopping.history[-1], sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The accuracies so far, for the checkpoint."""
+        """The held-out accuracies so far, which the checkpoint keeps."""
         return {"history": list(self.stopping.history) if self.stopping else []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the accuracies of a checkpoint."""
+        """Take over the held-out accuracies of a checkpoint."""
         self._resumed = state_dict["history"]
 
     def _restart(self, trainer: Any, pl_module: Any) -> None:
-        """Begin the stopping rule anew, or where the checkpoint left it; keep it otherwise."""
+        """Start the stopping rule, anew in the first epoch or with a checkpoint's accuracies.
+
+        A run that goes on in a later epoch, and not from a checkpoint, keeps its stopping rule.
+        """
         history, self._resumed = self._resumed, None
         if self.stopping is None or (history is None and trainer.current_epoch > 0):
             return
@@ -169,7 +176,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         return self._loss
 
     def _model(self, module: nn.Module) -> nn.Module:
-        """The guard's model where that is what is trained, else the module itself."""
+        """The guard's model, if the module trains it; otherwise the module itself."""
         trained = {id(parameter) for parameter in module.parameters()}
         own = [id(parameter) for parameter in self.guard.model.parameters()]
         return self.guard.model if own and trained.issuperset(own) else module
@@ -180,7 +187,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
 
 
 def _loaders(tree: Any) -> Iterator[Any]:
-    """The loaders in what a Trainer takes: one, or lists and dicts of them."""
+    """Yield the loaders that a Trainer was given: a loader, or lists and dicts of loaders."""
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
@@ -191,7 +198,7 @@ def _loaders(tree: Any) -> Iterator[Any]:
 
 
 def _streams(loaders: list[Any]) -> Iterator[BalancedSampler | BalancedView]:
-    """What decides on the samples of an epoch."""
+    """Yield the samplers and balanced views that choose the samples of an epoch."""
     for loader in loaders:
         yield from balanced_samplers(loader)
         if isinstance(loader.dataset, BalancedView):
@@ -199,7 +206,10 @@ def _streams(loaders: list[Any]) -> Iterator[BalancedSampler | BalancedView]:
 
 
 def _runs_ahead(loader: Any, epoch: int) -> bool:
-    """Whether workers have begun to load another epoch, as the Trainer sets it up only later."""
+    """Whether a loader's workers have begun to load another epoch than ``epoch``.
+
+    They may have, as the Trainer sets the epoch only after the workers have started.
+    """
     if not loader.num_workers:
         return False
     if isinstance(loader.dataset, BalancedView):

@@ -1,4 +1,4 @@
-"""What a host's own loader really serves, looked at before it trains on it."""
+"""Checking what a host's own loader really serves, before the host trains on it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cgd_wrap.train.tags import TAG
 
 
 def is_guarded(loader: Any, guard: Guarded) -> bool:
-    """Whether a loader's dataset is the guarded one, or its balanced view."""
+    """Whether a loader serves the guarded dataset of a guard, or the guard's balanced view."""
     dataset = getattr(loader, "dataset", None)
     return isinstance(dataset, (GuardedDataset, BalancedView)) and dataset.base is guard.base
 
 
 def balanced_samplers(loader: Any) -> list[BalancedSampler]:
-    """The guard's samplers that a loader's order comes from, however hosts have wrapped them."""
+    """Find the guard's samplers that a loader draws by, however hosts have wrapped them."""
     roots = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
     found = {id(sampler): sampler for root in roots for sampler in _chain(root)}
     return [sampler for sampler in found.values() if isinstance(sampler, BalancedSampler)]
 
 
 def _chain(sampler: Any) -> Iterator[Any]:
-    """A sampler and those inside it: of Accelerate's shards, of Lightning's wrappers."""
+    """Yield a sampler and all samplers that it wraps, as Accelerate and Lightning nest them."""
     while sampler is not None:
         yield sampler
         if isinstance(sampler, DistributedSampler):
@@ -40,12 +40,14 @@ def _chain(sampler: Any) -> Iterator[Any]:
 
 
 def check_collation(loader: Any, guard: Guarded, label_key: str) -> None:
-    """Try a loader's collate function on two tagged samples; the random streams are kept.
+    """Check that a loader's collate function keeps tags, by trying it on two tagged samples.
+
+    The random generators are left in the state that they had before.
 
     Args:
-        loader: of the guarded dataset.
-        guard: scanned.
-        label_key: where the host looks for the targets in a batch.
+        loader: loader of the guarded dataset.
+        guard: a guard that has scanned.
+        label_key: key under which the host looks for the labels in a batch.
 
     Raises:
         ValueError: the tags don't come through, as under mixup or CutMix.

@@ -1,4 +1,4 @@
-"""What timm's loaders and training scripts need to know of a guard.
+"""Guarding timm's loaders and training scripts.
 
 In a script that builds its loader by ``create_loader``, such as timm's own ``train.py``::
 
@@ -29,7 +29,7 @@ from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.data.class_names import find_class_names
 from cgd_wrap.train.loss import CGDLoss, Criterion
 
-# Option of timm's train.py -> its value when off, and what it does to a sample's label.
+# Option of timm's train.py -> the option's value when off, and why a guarded run can't have it.
 REFUSED: dict[str, tuple[Any, str]] = {
     "mixup": (0, "blends labels"),
     "cutmix": (0, "blends labels"),
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "aug_repeats": (0, "draws samples several times, where the guard decides how often"),
     "epoch_repeats": (0, "draws samples several times, where the guard decides how often"),
 }
-# Criterion of timm's train.py -> the options that bring it.
+# Criterion of timm's train.py -> the options under which train.py takes another criterion.
 REFUSED_LOSSES = {
     SoftTargetCrossEntropy: "--mixup 0 --cutmix 0, without --cutmix-minmax",
     BinaryCrossEntropy: "without --bce-loss",
@@ -50,14 +50,14 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def refuse_mixing(options: Any) -> None:
-    """Refuse the options of timm's ``train.py`` under which a label can't name its sample.
+    """Refuse options of timm's ``train.py`` under which a label doesn't name a single sample.
 
     Args:
-        options: namespace or mapping of option names, such as ``mixup``, to values. Options that
-            it doesn't have count as off.
+        options: namespace or mapping of option names, such as ``mixup``, to values. Missing
+            options count as off.
 
     Raises:
-        ValueError: naming all of them, and how to turn each off.
+        ValueError: there are such options; all are named, with the way to turn each off.
     """
     values = options if isinstance(options, Mapping) else vars(options)
     faults = []
@@ -78,10 +78,10 @@ def class_names(dataset: Any) -> list[str] | None:
     """Class names in the order of the labels, with WordNet ids (``n01440764``) put into words.
 
     Args:
-        dataset: of ``create_dataset``, or any that a guard takes.
+        dataset: dataset of ``create_dataset``, or any other dataset that a guard takes.
 
     Returns:
-        None where the dataset doesn't know them.
+        The names; None if the dataset doesn't know the names of its classes.
     """
     names = find_class_names(dataset)
     if not names or not all(_WORDNET_ID.fullmatch(name) for name in names):
@@ -93,7 +93,7 @@ def class_names(dataset: Any) -> list[str] | None:
         return names
     detailed = [information.label_name_to_description(name, detailed=True) for name in names]
     first = [synonyms.split(",")[0] for synonyms in every]
-    # A crane is a bird and a machine: as many words as it takes to tell them apart.
+    # "Crane" is a bird and a machine: a name has as many words as tell its class from the others.
     by_first, by_all = Counter(first), Counter(every)
     return [
         short if by_first[short] == 1 else (full if by_all[full] == 1 else definition)
@@ -102,14 +102,16 @@ def class_names(dataset: Any) -> list[str] | None:
 
 
 def evaluated(dataset: Any, data_config: Mapping[str, Any]) -> Any:
-    """The same samples, as timm evaluates a model on them; the dataset is left as it is.
+    """Copy a dataset so that its samples come as timm evaluates a model on them.
+
+    The samples are the same, and the given dataset is not changed.
 
     Args:
-        dataset: of ``create_dataset``; with or without a transform.
-        data_config: of ``resolve_data_config``.
+        dataset: dataset of ``create_dataset``, with or without a transform.
+        data_config: configuration that ``resolve_data_config`` returned.
 
     Returns:
-        A dataset for ``CGDGuard(eval_dataset_view=...)``: of normalised float tensors.
+        A dataset for ``CGDGuard(eval_dataset_view=...)``; its images are normalised float tensors.
     """
     view = copy.copy(dataset)
     view.transform = create_transform(**data_config, is_training=False)
@@ -123,21 +125,22 @@ def protect(
     *,
     epochs: int | None = None,
 ) -> tuple[Any, CGDLoss]:
-    """:meth:`CGDGuard.protect` for what ``create_loader`` returns, prefetcher or not.
+    """Rebuild a loader of timm's over the guarded samples, and wrap the criterion.
 
+    This is :meth:`CGDGuard.protect` for loaders of ``create_loader``, with or without prefetcher.
     Normalisation, random erasing and every option of the loader stay.
 
     Args:
-        guard: of the loader's dataset, scanned.
-        loader: of ``create_loader(is_training=True)``.
-        criterion: of the script. Default: cross entropy.
-        epochs: how many the script runs, as for :meth:`CGDGuard.protect`.
+        guard: a guard of the loader's dataset, which has scanned.
+        loader: loader of ``create_loader(is_training=True)``.
+        criterion: the script's criterion. Default: cross entropy.
+        epochs: number of epochs that the script runs, as for :meth:`CGDGuard.protect`.
 
     Raises:
-        TypeError: for a loader that can't be rebuilt, such as ``use_multi_epochs_loader``.
-        ValueError: for mixup or CutMix, in the loader or by the criterion that goes with them;
-            for another criterion that isn't computed sample by sample; for a loader of another
-            dataset.
+        TypeError: the loader can't be rebuilt, such as that of ``use_multi_epochs_loader``.
+        ValueError: the loader blends labels by mixup or CutMix, or the criterion is made for
+            blended labels; the criterion isn't computed sample by sample; the loader serves
+            another dataset.
     """
     inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
     if isinstance(getattr(inner, "collate_fn", None), FastCollateMixup):

@@ -1,4 +1,4 @@
-"""The guarded loss in the form that HF's Trainer takes one."""
+"""The guarded loss in the form that the Hugging Face Trainer takes a loss."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.train.loss import CGDLoss
 
-IGNORED = -100  # labels that the Trainer doesn't count as items of a batch
+IGNORED = -100  # label of what the Trainer doesn't count as items of a batch
 
 
 class TrainerLoss:
-    """The guarded loss as ``compute_loss_func``: exact under gradient accumulation.
+    """The guarded loss as a Trainer's ``compute_loss_func``, exact under gradient accumulation.
 
-    ``loss(batch) * batch size / num_items_in_batch``, summed by the Trainer over the batches of a
-    step, is the loss of the whole step: with ``normalise_by="expectation"`` to the last sample.
-    Evaluation, with ordinary labels, gets the criterion itself.
+    The Trainer adds up ``loss(batch) * batch size / num_items_in_batch`` over the batches of a
+    step. The sum is the loss of the whole step, with ``normalise_by="expectation"`` exact to the
+    last sample. In evaluation, where labels are ordinary, the loss is the criterion itself.
 
     Args:
-        loss: of :meth:`CGDGuard.loss`.
+        loss: the guarded loss, from :meth:`CGDGuard.loss`.
     """
 
     def __init__(self, loss: CGDLoss) -> None:
@@ -35,13 +35,13 @@ class TrainerLoss:
         labels: Shaped[Tensor, "b *rest"] | None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Float[Tensor, ""]:
-        """The share of a batch in its step's loss, in nats.
+        """Compute the share that a batch has in the loss of its step, in nats.
 
         Args:
-            outputs: of the model: logits [B, C], or an output with ``.logits``.
+            outputs: the model's outputs: logits [B, C], or an object with ``.logits``.
             labels: tags in training, class numbers in evaluation.
-            num_items_in_batch: samples in all batches of the step (and all processes, if the
-                Trainer says so), with a copy for each GPU under DataParallel; or None.
+            num_items_in_batch: number of samples in all batches of the step (and in all processes,
+                if the Trainer says so), repeated for each GPU under DataParallel; or None.
 
         Raises:
             ValueError: there are no labels; or as for :class:`CGDLoss`.
@@ -56,7 +56,7 @@ class TrainerLoss:
         scale: Any = 1
         if num_items_in_batch is not None:
             items = torch.as_tensor(num_items_in_batch, device=loss.device)
-            # The Trainer multiplies by the number of copies, for models that return their losses.
+            # The Trainer multiplies by the number of copies, to suit models that return a loss.
             scale = (labels != IGNORED).sum() / items.flatten()[0] / items.numel()
         terms = self.loss.last_terms
         if terms is not None and terms is not before and logits.requires_grad:
@@ -66,6 +66,6 @@ class TrainerLoss:
         return scaled
 
     def take_sums(self) -> Float[Tensor, "3"] | None:
-        """Clean, guidance and unlearning parts, summed since the last call; None if none were."""
+        """Sums of the loss' parts (clean, guidance, unlearning) since the last call, if any."""
         sums, self._sums = self._sums, None
         return sums

@@ -1,12 +1,12 @@
-"""HF Trainer: :func:`attach` guards one, :class:`CGDCallback` watches it train.
+"""Guarding a Hugging Face Trainer by :func:`attach`; :class:`CGDCallback` watches the training.
 
 ::
 
     guard = CGDGuard(model, train_set, accelerator=trainer.accelerator, cache_dir="runs/cgd").scan()
     guard.attach(trainer)  # before trainer.train()
 
-A model that is no ``PreTrainedModel`` must return a dict or ``ModelOutput`` with ``logits``: of a
-bare tensor, the Trainer's evaluation loses the first row.
+A model that is no ``PreTrainedModel`` must return a dict or ``ModelOutput`` with ``logits``: if a
+model returns a bare tensor, the Trainer's evaluation loses the tensor's first row.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def attach(
     criterion: Criterion | None = None,
     tolerance: float | None = None,
 ) -> CGDCallback:
-    """Guard a Trainer: dataset, sampler, loss and callback; nothing else of it changes.
+    """Guard a Trainer: replace its dataset, sampler and loss, and add a callback.
 
-    The order of the samples follows the Trainer's ``data_seed`` (or else ``seed``). Call this
-    after ``scan()`` and before ``trainer.train()``.
+    Nothing else of the Trainer changes. The order of the samples follows the Trainer's
+    ``data_seed`` (or else ``seed``). Call this function after ``scan()`` and before
+    ``trainer.train()``.
 
     Args:
-        guard: of ``trainer.train_dataset``, scanned.
-        trainer: a Trainer with a map-style dataset and its own ``compute_loss``.
-        criterion: of clean samples and of evaluation. Default: cross entropy, with the Trainer's
-            ``label_smoothing_factor``.
-        tolerance: percentage points that held-out clean accuracy may fall below its best before
-            training stops. Default: the configuration's.
+        guard: a guard of ``trainer.train_dataset``, which has scanned.
+        trainer: a Trainer with a map-style dataset, and with ``compute_loss`` of the Trainer class.
+        criterion: criterion of clean samples and of evaluation. Default: cross entropy, with the
+            Trainer's ``label_smoothing_factor``.
+        tolerance: percentage points by which accuracy on the held-out part may fall below its best
+            before training stops. Default: the configuration's.
 
     Returns:
         The callback that was added.
@@ -64,7 +65,8 @@ def attach(
     Raises:
         TypeError: the Trainer computes its loss or draws its samples in a way of its own, or the
             dataset is a stream.
-        ValueError: its dataset isn't the guard's, or it has a ``compute_loss_func`` already.
+        ValueError: the Trainer's dataset isn't the guard's, the Trainer has a
+            ``compute_loss_func`` already, or smooths labels beside a given criterion.
     """
     _check(guard, trainer, criterion)
     smoothing = trainer.args.label_smoothing_factor
@@ -75,28 +77,32 @@ def attach(
     trainer.train_dataset = guard.dataset
     trainer.compute_loss_func = loss
     trainer._get_train_sampler = lambda train_dataset=None: sampler
-    # In front: TensorBoard and the others report what on_log finds in the logs by then.
+    # In front of the callbacks that report logs, such as TensorBoard's: on_log adds to the logs.
     trainer.callback_handler.callbacks.insert(0, callback)
     return callback
 
 
 class CGDCallback(TrainerCallback):  # type: ignore[misc]
-    """Watches a guarded Trainer; :func:`attach` makes it, as it can't install the loss itself.
+    """Watches a guarded Trainer, logs the loss' parts, and may end the training.
 
-    Checks at the start that the loader serves what the guard gave; keeps the sampler's epoch;
-    adds ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` (nats, their sum is the loss) to
-    the training logs, and ``cgd_held_out_accuracy`` [0, 1] after each epoch; stops by the
-    tolerance rule, with the last accepted weights put back.
+    :func:`attach` makes the callback, since no callback can install the loss itself. The callback
+
+    - checks at the start that the loader serves the guarded samples in the guard's order;
+    - sets the sampler's epoch;
+    - adds ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` to the training logs, in nats;
+      their sum is the loss;
+    - logs ``cgd_held_out_accuracy``, in [0, 1], after each epoch;
+    - ends training when the stopping rule says so, and then puts the last accepted weights back.
 
     Args:
-        guard: scanned.
-        loss: what the Trainer calls.
-        sampler: that the Trainer draws by.
-        stopping: the tolerance rule, or None.
+        guard: a guard that has scanned.
+        loss: the loss that the Trainer calls.
+        sampler: the sampler that the Trainer draws by.
+        stopping: the stopping rule, or None.
         log: the Trainer's ``log``.
 
     Attributes:
-        stopping: the tolerance rule of the current run, or None; its ``history`` holds the
+        stopping: the stopping rule of the current run, or None; its ``history`` holds the
             accuracies.
     """
 
@@ -121,7 +127,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
         train_dataloader: Any = None,
         **others: Any,
     ) -> None:
-        """Check the loader; find the epoch, and the stopping rule's history, of a resumed run."""
+        """Check the loader; in a resumed run, find the epoch and the accuracies so far."""
         self._check_loader(train_dataloader)
         self.sampler.set_run(state.num_train_epochs)
         batches, steps = len(train_dataloader), args.gradient_accumulation_steps
@@ -134,14 +140,14 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop |= self.stopping.rule.stopped
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Set the sampler's epoch, which some versions don't do through skipped batches."""
+        """Set the sampler's epoch, which some versions don't do while batches are skipped."""
         self.sampler.set_epoch(self._epoch)
         self._epoch += 1
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any
     ) -> None:
-        """Add the loss' parts to a training log, and to the log that the Trainer has kept."""
+        """Add the loss' parts to a training log, and to the Trainer's own copy of the log."""
         if logs is None or "loss" not in logs:
             return
         sums, steps = self.loss.take_sums(), state.global_step - self._logged_step
@@ -158,7 +164,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
     ) -> None:
-        """Measure held-out accuracy, and stop by the tolerance rule."""
+        """Measure held-out accuracy, and end training if the stopping rule says so."""
         if self.stopping is None:
             return
         if self.stopping.step(model):
@@ -177,7 +183,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _as_logged(sums: Float[Tensor, "3"], args: Any) -> Float[Tensor, "3"]:
-    """What the Trainer does to its own loss before it logs it: a factor, a mean over processes."""
+    """Scale sums as the Trainer scales its own logged loss: a factor, a mean over processes."""
     if getattr(args, "average_tokens_across_devices", False):
         sums = sums * (args.n_gpu if args.n_gpu > 1 else args.world_size)
     if is_distributed():
@@ -187,7 +193,7 @@ def _as_logged(sums: Float[Tensor, "3"], args: Any) -> Float[Tensor, "3"]:
 
 
 def _check(guard: Guarded, trainer: Trainer, criterion: Criterion | None) -> None:
-    """Refuse what a guarded Trainer would ignore, or what would ignore the guard."""
+    """Refuse a Trainer that would ignore the guard, or a setting that the guard would ignore."""
     given = trainer.train_dataset
     if isinstance(given, GuardedDataset):
         raise ValueError("this Trainer is guarded already: call attach once")

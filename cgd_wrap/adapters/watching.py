@@ -1,4 +1,4 @@
-"""The stopping rule in a loop that the host owns: whether it can watch."""
+"""The stopping rule in a training loop that the host owns, if the rule can watch there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | None:
-    """:meth:`CGDGuard.stopping`, tried on one sample now rather than at the end of an epoch.
+    """Make the stopping rule, and try it on one sample now, not only at the end of an epoch.
 
     Args:
-        guard: scanned.
-        tolerance: percentage points; default: the configuration's.
+        guard: a guard that has scanned.
+        tolerance: percentage points by which accuracy on the held-out part may fall below its best
+            before training stops. Default: the configuration's.
 
     Returns:
-        None where no tolerance is asked for, and nothing can be measured.
+        The stopping rule; None if no tolerance is asked for, and nothing can be measured.
 
     Raises:
         ValueError: a tolerance is asked for, and no sample is held out.

@@ -1,4 +1,4 @@
-"""The drill: plant a known backdoor in a data set, train, defend, and measure."""
+"""The drill: plant a known backdoor in a copy of a data set, train, defend, and measure."""
 
 from __future__ import annotations
 

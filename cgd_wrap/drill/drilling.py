@@ -1,4 +1,4 @@
-"""A drill on a guard's own data set: does the defence hold for these classes and this CLIP?"""
+"""A drill on a guard's data set: would the defence hold for its classes and its CLIP?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEST_SHARE = 0.2  # of the data set, where no test set is given
+TEST_SHARE = 0.2  # share of the data set that is measured on, if no test set is given
 
 
 @kept_rng()
@@ -50,36 +50,36 @@ def drill(
     recipe: Recipe | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """Plant a backdoor in the guard's data set, train a victim, defend it, and measure.
+    """Plant a backdoor in a copy of a guard's data set, train a victim, defend it, and measure.
 
-    All of it happens on copies: fresh networks, raw images read anew, results in a temporary
-    folder. The guard, its model, its data, its cache and the random streams stay as they were.
-    The data are taken to be clean: a backdoor that they hold already is not looked for.
+    The drill works on copies: fresh networks, raw images read anew, results in a temporary folder.
+    The guard, its model, its data, its cache and the random generators stay as they were. The data
+    are taken to be clean: the drill doesn't look for a backdoor that they have already.
 
     Args:
-        guard: of the data set; it need not have scanned. Its CLIP, architecture and configuration
-            are what is drilled.
-        attack: by name (see :data:`cgd_wrap.attacks.catalogue.ATTACKS`), or an attack. One that
-            has to be fitted is.
+        guard: a guard of the data set, with the CLIP, architecture and configuration to be drilled.
+            The guard need not have scanned.
+        attack: name of an attack (see :data:`cgd_wrap.attacks.catalogue.ATTACKS`), or an attack;
+            fitted here if the attack needs fitting.
         rate: share of the samples (clean-label attacks: of the target class) that is poisoned, in
-            (0, 1]. Default: the attack's.
-        test_dataset: images to measure on, as the data set holds its own. Default: a fifth of each
-            class is kept out of training for that.
-        train: trains a model in place on a dataset of (tensor, label) tuples, as you do it.
+            (0, 1]. Default: the attack's own rate.
+        test_dataset: images to measure on, in the form of the data set. Default: a fifth of each
+            class, which is then kept out of training.
+        train: trains a model in place on a dataset of (tensor, label) tuples, as you train yours.
             Default: SGD by ``recipe``.
         train_transform: PIL image -> tensor, for training. Default: resized to the model's input,
             scaled to [-1, 1], moved by up to a sixteenth of each side.
-        test_transform: the same for measuring. Default: without the move.
-        recipe: of the training. Default: epochs, batch size, learning rate and weight decay of
-            :meth:`CGDGuard.fit`.
-        seed: of networks, order and attack.
+        test_transform: PIL image -> tensor, for measuring. Default: as for training, but not moved.
+        recipe: recipe of the victim's training. Default: epochs, batch size, learning rate and
+            weight decay of :meth:`CGDGuard.fit`.
+        seed: seed of networks, order and attack.
 
     Returns:
-        All figures; its ``guard`` is the one of the poisoned set.
+        All figures, and the guard of the poisoned data set.
 
     Raises:
-        CGDError: under several processes.
-        ValueError: for an unknown attack, or a rate that asks for no sample or for too many.
+        CGDError: the drill was started under several processes.
+        ValueError: the attack is unknown, or the rate asks for no sample or for too many.
         DatasetError: the target class or the images don't allow the attack.
     """
     if Runtime.of(guard.accelerator).num_processes > 1:
@@ -117,7 +117,7 @@ def _chosen(attack: str | Attack, rate: float | None, seed: int) -> Attack:
 
 
 def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pictures, RawImages]:
-    """Raw training and test set, and the raw images of the whole data set."""
+    """Make a raw training set and a raw test set, and return all raw images, too."""
     raw, labels, names = guard.subject.raw_view(), guard.targets, guard.class_names
     every = torch.ones(len(labels), dtype=torch.bool)
     with suppress(CGDError):  # before a scan, no sample is known to be bad

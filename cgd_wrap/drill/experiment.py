@@ -1,4 +1,7 @@
-"""Poison a data set, train a victim, repair it, measure: what the demo and the tables do."""
+"""An experiment on a data set: poison it, train a victim, repair the victim, and measure.
+
+The demo, the drill and the tables of results are made of such experiments.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +36,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Experiment:
-    """One data set, on which victims are trained and repaired.
+    """A data set on which victims are trained and repaired.
 
     Args:
         train: raw training images (no transform), clean.
         test: raw test images (no transform).
         train_transform: PIL image -> tensor, for training; may augment.
         test_transform: PIL image -> tensor, for measuring.
-        clip: as for :class:`CGDGuard`.
-        architecture: victims are fresh copies of it. Default: :func:`small_resnet`.
-        train_model: trains a model in place on (tensor, label) tuples. Default:
+        clip: a CLIP or several, as for :class:`CGDGuard`.
+        architecture: network of which victims are fresh copies. Default: :func:`small_resnet`.
+        train_model: trains a model in place on a dataset of (tensor, label) tuples. Default:
             :func:`train_classifier` by the recipe.
-        recipe: of the victims.
-        seed: of initialisation and order.
-        num_workers: of loaders.
+        recipe: recipe of the victims' training.
+        seed: seed of initialisation and order.
+        num_workers: number of worker processes of data loaders.
         progress: draw progress bars.
-        accelerator: of the guard; its precision should be the recipe's.
+        accelerator: accelerator of the guard; its precision should be the recipe's.
     """
 
     train: Any
@@ -66,13 +69,13 @@ class Experiment:
 
     @property
     def class_names(self) -> list[str]:
-        """The training set's own."""
+        """Names of the training set's classes."""
         names = find_class_names(self.train)
         assert names is not None
         return names
 
     def network(self, state: dict[str, Tensor] | None = None) -> nn.Module:
-        """A victim's network: freshly initialised, or with given weights."""
+        """Make a victim's network, freshly initialised or with given weights."""
         if self.architecture is None:
             with seeded(self.seed):
                 model: nn.Module = small_resnet(len(self.class_names), self.recipe.widths)
@@ -96,21 +99,21 @@ class Experiment:
         return model
 
     def poisoned(self, attack: Attack) -> PoisonedDataset:
-        """The training set under an attack, as a victim is trained on it."""
+        """Poison the training set by an attack; images have the transform for training."""
         return attack.poison(self.train, self.train_transform)
 
     def clean(self) -> Dataset[Any]:
-        """The training set without an attack, as a network is trained on it."""
+        """The training set without poison; images have the transform for training."""
         return transformed(self.train, self.train_transform)
 
     def measure(self, model: nn.Module, attack: Attack) -> BackdoorFigures:
-        """Figures of a model under an attack, on the test set."""
+        """Measure a model on the test set, with and without the trigger of an attack."""
         untriggered = transformed(self.test, self.test_transform)
         triggered = attack.triggered(self.test, self.test_transform)
         return evaluate_backdoor(model, untriggered, triggered, attack.target)
 
     def steady(self, attack: Attack | None) -> Dataset[Any]:
-        """The training set, under an attack or not, as networks are measured on it."""
+        """The training set, poisoned or clean; images have the transform for measuring."""
         if attack is None:
             return transformed(self.train, self.test_transform)
         return attack.poison(self.train, self.test_transform)
@@ -123,7 +126,7 @@ class Experiment:
         *,
         cache_dir: str | Path | None = None,
     ) -> CGDGuard:
-        """A guard of the training set, poisoned or clean, not scanned yet."""
+        """Make a guard, not scanned yet, of the training set under an attack or without one."""
         return CGDGuard(
             victim, self.clean() if attack is None else self.poisoned(attack), self.class_names,
             clip=self.clip, config=config, cache_dir=cache_dir, accelerator=self.accelerator,
@@ -140,14 +143,14 @@ class Experiment:
         *,
         cache_dir: str | Path | None = None,
     ) -> Outcome:
-        """Scan the poisoned set and repair the victim, which is changed in place.
+        """Scan the poisoned training set, repair the victim in place, and measure.
 
         Args:
-            attack: that the victim was trained under.
+            attack: the attack that poisoned the victim's training set.
             victim: a model trained on :meth:`poisoned`.
-            clean_trained: the same network trained on :meth:`clean`.
-            config: of the guard.
-            cache_dir: of the guard.
+            clean_trained: a network like the victim, trained on :meth:`clean`.
+            config: configuration of the guard.
+            cache_dir: folder where the guard keeps its scan.
         """
         seconds: dict[str, float] = {}
         before = self.measure(victim, attack)
@@ -179,7 +182,7 @@ class Experiment:
 
 
 class _Transformed(Dataset[Any]):
-    """Raw (image, label) samples with a transform on their images."""
+    """Raw (image, label) samples, whose images go through a transform."""
 
     def __init__(self, dataset: Any, transform: Any) -> None:
         self.dataset, self.transform, self.layout = dataset, transform, find_layout(dataset)
@@ -194,7 +197,7 @@ class _Transformed(Dataset[Any]):
 
 
 def transformed(dataset: Any, transform: Any) -> Dataset[Any]:
-    """A raw data set of ``(image, label)`` or dicts, as tuples with a transform on the image."""
+    """Wrap a raw data set of tuples or dicts to give (transformed image, label) tuples."""
     return _Transformed(dataset, transform)
 
 

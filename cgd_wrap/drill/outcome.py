@@ -1,4 +1,4 @@
-"""What came of an experiment: figures before and after, and how to read them."""
+"""The outcome of an experiment: figures before and after a repair, and how to read them."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.metrics import BackdoorFigures, DetectionFigures
 
-LEAST_SUCCESS = 0.5  # of the attack on the victim, for the rest to say anything
+LEAST_SUCCESS = 0.5  # attack success rate on the victim, below which nothing can be concluded
 COLUMNS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "natural_rate")
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What an experiment came to.
+    """The figures of an experiment: the victim before and after its repair, and the split.
 
     Attributes:
-        attack: name, target and poison rate.
+        attack: name, target class and poison rate of the attack.
         before: figures of the victim.
         after: figures of the repaired victim.
-        clean_trained: figures of the same network trained on clean data: its clean accuracy is
-            what a repair is held against, its attack success rate is the natural error, its
+        clean_trained: figures of a network like the victim, trained on clean data, to compare the
+            repaired victim with: clean accuracy is the goal, attack success rate the natural error,
             robust accuracy the ceiling.
         detection: how well the split found the poison.
         split: number of samples in each part.
         suspected: names of the classes that the guard suspects.
         estimated_rate: share of all samples that the guard takes for poisoned, in [0, 1].
         zero_shot_agreement: share of the given labels that are CLIP's first choice.
-        seconds: by stage.
-        poisoned: the truth, bool [N].
-        guard: the guard itself, its model repaired.
+        seconds: wall-clock seconds by stage.
+        poisoned: True for each poisoned sample, bool [N].
+        guard: the guard of the poisoned data set, whose model is the repaired victim.
     """
 
     attack: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def excess_success(self) -> float:
-        """Attack success rate above the repaired model's natural rate, which it can't go below."""
+        """The repaired model's attack success rate minus its natural rate, which is the floor."""
         return excess_success(self.after)
 
     @property
@@ -62,11 +62,16 @@ class Outcome:
         return float(self.poisoned.double().mean())
 
     def shortfalls(self) -> list[str]:
-        """What is not as it should be, in words; empty where the defence held.
+        """List in words where the defence fell short; empty if the defence held.
 
-        Held means: the attack succeeds on under 1% of the images, or at most half a point more
-        often than they err that way without a trigger; clean accuracy at most 0.3 points and
-        robust accuracy at most 5 points below the clean-trained network's.
+        The defence held if
+
+        - the attack succeeds on under 1% of the images, or at most half a point more often than
+          images without a trigger are taken for the target;
+        - clean accuracy is at most 0.3 points below the clean-trained network's;
+        - robust accuracy is at most 5 points below the clean-trained network's.
+
+        If the attack failed on the victim already, only that is listed.
         """
         before, after, clean = self.before, self.after, self.clean_trained
         if not before.attack_success_rate >= LEAST_SUCCESS:
@@ -106,10 +111,10 @@ class Outcome:
         }
 
     def report(self, folder: str | Path, title: str) -> dict[str, Path]:
-        """Write the guard's report with the truth and all figures in it.
+        """Write the guard's report, with the true poison and all figures in it.
 
         Args:
-            folder: made where it is missing.
+            folder: folder of the report; created if missing.
             title: heading of the page.
         """
         return self.guard.report(
@@ -125,7 +130,7 @@ class Outcome:
         )
 
     def as_text(self) -> str:
-        """Figures and split as tables for a terminal, and what falls short."""
+        """Figures and split as tables for a terminal, followed by the shortfalls."""
         rows = {
             "before (backdoored)": self.before,
             "after (guarded)": self.after,
@@ -155,14 +160,14 @@ class Outcome:
 
 
 def excess_success(figures: BackdoorFigures) -> float:
-    """Attack success rate minus natural rate."""
+    """Attack success rate minus natural rate, in [-1, 1]."""
     return figures.attack_success_rate - figures.natural_rate
 
 
 def compared(
     before: BackdoorFigures, after: BackdoorFigures, clean_trained: BackdoorFigures
 ) -> dict[str, Any]:
-    """A model before and after a defence, beside one trained on clean data, as JSON values."""
+    """Compare a model before and after a defence, and a clean-trained model, as JSON values."""
     return {
         "before": before.as_dict(),
         "after": after.as_dict(),

@@ -1,4 +1,4 @@
-"""A guarded dataset's raw images as an attack wants them, and tensors as its model wants them."""
+"""Raw images of a data set for an attack, and their conversion into tensors for a model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Pictures(Dataset[Any]):
     """Some samples of a dataset as raw ``(image, label)`` tuples.
 
     Args:
-        raw: gives RGB images by index.
-        labels: of all of them, int64 [N].
-        classes: names, in the order of the labels.
-        indices: the samples that are taken, ascending.
+        raw: RGB images of the whole dataset, by index.
+        labels: labels of the whole dataset, int64 [N].
+        classes: names of the classes, in the order of the labels.
+        indices: indices of the samples that are taken, ascending.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Pictures(Dataset[Any]):
 
 @dataclass(frozen=True)
 class ToInput:
-    """A picture as the input of a freshly trained model, see :class:`ModelInputs`.
+    """Converts a picture into the input of a freshly trained model; see :class:`ModelInputs`.
 
     Args:
         size: height and width in pixels.
         channels: 3, or 1 for grey.
-        moved_by: largest random move, in sixteenths of each side; 0 gives the same tensor always.
+        moved_by: largest random move, in sixteenths of each side; 0 for none.
     """
 
     size: tuple[int, int]
@@ -65,7 +65,7 @@ class ToInput:
 
 
 def moved(image: Float[Tensor, "c h w"], rows: int, columns: int) -> Float[Tensor, "c h w"]:
-    """Move an image at random, by up to so many pixels each way; its edge is repeated."""
+    """Move an image at random by up to ``rows`` and ``columns`` pixels, repeating its edge."""
     if not (rows or columns):
         return image
     height, width = image.shape[1:]

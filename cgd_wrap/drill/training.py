@@ -1,4 +1,4 @@
-"""An ordinary training loop, as a user may have one before this library comes in."""
+"""An ordinary training loop without a defence, as users have before they add this library."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: samples a step.
+        batch_size: samples per step.
         max_rate: highest learning rate of the cycle.
-        weight_decay: of SGD.
-        widths: channels of :func:`small_resnet`, where no architecture is given.
+        weight_decay: weight decay of SGD.
+        widths: channels of :func:`small_resnet`, if no architecture is given.
         bf16: compute in bfloat16 under autocast; the weights stay fp32.
     """
 
@@ -38,7 +38,7 @@ class Recipe:
 
 
 class Batches(Protocol):
-    """What a training loop needs of a loader: passes over (images, labels), and their length."""
+    """The part of a loader that a training loop uses: (images, labels) batches and their number."""
 
     def __len__(self) -> int: ...
 
@@ -60,10 +60,10 @@ def train_classifier(
     Args:
         model: image batch -> logits, or an output with ``.logits``.
         dataset: (image tensor, label) tuples.
-        recipe: of the training.
-        seed: of order, augmentation and dropout.
-        title: of the progress bar.
-        num_workers: of the loader.
+        recipe: recipe of the training.
+        seed: seed of order, augmentation and dropout.
+        title: title of the progress bar.
+        num_workers: number of worker processes of the loader.
         progress: draw a progress bar.
     """
     loader: DataLoader[Any] = DataLoader(
@@ -83,7 +83,7 @@ def train_on_batches(
     title: str,
     progress: bool = True,
 ) -> None:
-    """:func:`train_classifier`, from batches that the loader makes."""
+    """Train a model as :func:`train_classifier` does, on the batches of a given loader."""
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
         model.parameters(),

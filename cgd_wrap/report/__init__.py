@@ -1,4 +1,7 @@
-"""Numbers -> figure, HTML, CSV and JSON. Needs the extra ``report`` when it is called."""
+"""Reporting what a scan found: a figure, an HTML page, CSV and JSON.
+
+The extra ``report`` must be installed to write a report, not to import this package.
+"""
 
 from __future__ import annotations
 

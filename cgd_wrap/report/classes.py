@@ -1,4 +1,4 @@
-"""The split class by class, and the samples to look at first."""
+"""Counting the split class by class, and choosing the samples to look at first."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cgd_wrap.split.estimate import PoisonEstimate
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class in the split.
+    """The samples of a class in each part of the split, and what is suspected of the class.
 
     Attributes:
-        label: its number.
-        name: its name.
-        total: samples with this label, unreadable ones included.
-        clean: of these in the clean split.
-        triggered: in the triggered split.
-        mixed: in the mixed one.
-        share_overall: of all readable samples, in [0, 1].
-        share_triggered: of the triggered split, in [0, 1].
-        lift: ``share_triggered / share_overall``; 1 where the split has no favourite.
-        suspected: an attack seems to aim at this class.
-        confidence: of that, in [0, 1]; 0 for the others.
-        poisoned: estimated share of its samples that are poisoned, in [0, 1].
+        label: number of the class.
+        name: name of the class.
+        total: number of samples with this label, unreadable samples included.
+        clean: number of the class' samples in the clean split.
+        triggered: number of the class' samples in the triggered split.
+        mixed: number of the class' samples in the mixed split.
+        share_overall: share that the class has in all readable samples, in [0, 1].
+        share_triggered: share that the class has in the triggered split, in [0, 1].
+        lift: ``share_triggered / share_overall``; 1 if the triggered split favours no class.
+        suspected: whether an attack seems to aim at the class.
+        confidence: confidence of the suspicion, in [0, 1]; 0 for classes that aren't suspected.
+        poisoned: estimated share of the class' samples that are poisoned, in [0, 1].
     """
 
     label: int
@@ -56,10 +56,10 @@ def class_rows(
     """Count the split class by class.
 
     Args:
-        split: of the training set.
-        labels: the given labels, in [0, C).
-        class_names: C names.
-        estimate: of the poison.
+        split: split of the training set.
+        labels: given labels, in [0, C).
+        class_names: names of the classes, in the order of the labels.
+        estimate: estimate of the poison.
     """
     number = len(class_names)
     counts = {
@@ -88,7 +88,11 @@ def class_rows(
 
 
 def most_suspicious(entropy_map: EntropyMap, count: int = 100) -> list[int]:
-    """Indices by falling ``clip_rank * (1 - suspicious_rank)``; unreadable samples are left out."""
+    """Choose the samples with the highest ``clip_rank * (1 - suspicious_rank)``, highest first.
+
+    Returns:
+        Up to ``count`` indices; unreadable samples are left out.
+    """
     score = entropy_map.clip_rank * (1 - entropy_map.suspicious_rank)
     order = torch.argsort(score.nan_to_num(nan=-1.0), descending=True, stable=True)
     return [int(index) for index in order[:count] if not score[index].isnan()]

@@ -1,4 +1,4 @@
-"""Foreign text (class names, paths) made safe to show and to open in a spreadsheet."""
+"""Making foreign text (class names, paths) safe to show, and to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """A text cell that no spreadsheet takes for a formula, free of control characters."""
+    """Change a text so that no spreadsheet takes it for a formula; escape control characters."""
     text = printable(text)
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 

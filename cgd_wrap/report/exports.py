@@ -1,4 +1,4 @@
-"""The files that the reference code writes, for the tools that read them."""
+"""Writing the files that the authors' code writes, for the tools that read such files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from cgd_wrap.split.result import ScanResult
 
 
 def write_clean_indices(path: str | Path, indices: Iterable[int] | Int[Tensor, "k"]) -> Path:
-    """``clean_indices.json``: a flat list of whole numbers.
+    """Write ``clean_indices.json``: a flat list of whole numbers.
 
     Args:
-        path: the file.
-        indices: the oversampled, class-balanced clean indices, repeats included.
+        path: path of the file.
+        indices: indices of clean samples, oversampled so that classes are balanced; repeats
+            included.
     """
     path = Path(path)
     write_atomically(path, json.dumps([int(index) for index in indices]).encode())
@@ -32,14 +33,15 @@ def write_clean_indices(path: str | Path, indices: Iterable[int] | Int[Tensor, "
 def write_entropy_score(
     path: str | Path, entropy_map: EntropyMap, poisoned: Bool[Tensor, "n"] | None = None
 ) -> Path:
-    """``entropy_score.json``: index -> [clip_rank, suspicious_rank, is_poisoned].
+    """Write ``entropy_score.json``: index -> [clip_rank, suspicious_rank, is_poisoned].
 
     Unreadable samples are left out: JSON knows no NaN.
 
     Args:
-        path: the file.
-        entropy_map: ranks in (0, 1].
-        poisoned: the truth; False throughout where it is unknown.
+        path: path of the file.
+        entropy_map: ranks of the samples, in (0, 1].
+        poisoned: True for each poisoned sample. None: the truth is unknown, and ``is_poisoned`` is
+            False throughout.
     """
     path = Path(path)
     truth = [False] * len(entropy_map) if poisoned is None else poisoned.tolist()
@@ -61,13 +63,13 @@ def write_logits(
     suspicious_logits: Float[Tensor, "n classes"],
     labels: Int[Tensor, "n"],
 ) -> Path:
-    """``logits.safetensors``, in place of the reference's pickled ``logits.pt``.
+    """Write ``logits.safetensors``, in place of the ``logits.pt`` that the authors' code pickles.
 
     Args:
-        path: the file.
+        path: path of the file.
         clip_logits: CLIP's zero-shot logits.
-        suspicious_logits: the suspicious model's.
-        labels: the given labels.
+        suspicious_logits: the suspicious model's logits.
+        labels: given labels.
     """
     from safetensors.torch import save
 
@@ -84,16 +86,16 @@ def write_logits(
 def export_for_reference(
     result: ScanResult, logits: tuple[StoredLogits, StoredLogits], folder: Path, *, seed: int
 ) -> dict[str, Path]:
-    """Write what other tools of CGD read: the reference's files, and the logits.
+    """Write the files that other tools of CGD read: clean indices, ranks and logits.
 
-    ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json``, and
-    ``logits.safetensors`` in place of the reference's pickle.
+    The files are ``clean_indices.json`` (balanced, with repeats), ``entropy_score.json``, and
+    ``logits.safetensors`` in place of the pickle of the authors' code.
 
     Args:
-        result: of the scan.
-        logits: CLIP's and the suspicious model's.
-        folder: made where it is missing.
-        seed: of the balance.
+        result: result of the scan.
+        logits: logits of CLIP and of the suspicious model.
+        folder: folder of the files; created if missing.
+        seed: seed of the draw that balances the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip, suspicious = (torch.cat([values for _, values, _ in one.units()]) for one in logits)

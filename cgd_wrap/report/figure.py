@@ -1,4 +1,4 @@
-"""The entropy map as a picture."""
+"""Drawing the entropy map as a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cgd_wrap.files import write_atomically
 from cgd_wrap.functional import Split
 from cgd_wrap.split.entropy_map import EntropyMap
 
-MAX_POINTS = 200_000  # more are subsampled: they would only make ink
+MAX_POINTS = 200_000  # samples drawn at most: more points would only make ink
 _BLUE, _RED, _GREY = "#2f6db3", "#d1342f", "#9aa0a6"
 
 
@@ -30,7 +30,7 @@ class _Group:
 
 
 def require_matplotlib() -> None:
-    """Fail before the work, not after it.
+    """Check that matplotlib is installed, so that a report fails before its work, not after.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -50,15 +50,16 @@ def plot_entropy_map(
     sigma_clean: float = 0.2,
     sigma_triggered: float = 0.1,
 ) -> Path:
-    """Draw ``clip_rank`` against ``suspicious_rank``, with histograms along both.
+    """Draw the entropy map: the two ranks as a scatter plot, with a histogram along each axis.
 
     Args:
-        entropy_map: of the training set; unreadable samples are left out.
-        split: of the same set.
-        path: the file; its ending (.png, .pdf, .svg) decides the format.
-        poisoned: the truth, where it is known: clean is blue, poison red. Default: by split.
+        entropy_map: entropy map of the training set; unreadable samples are left out.
+        split: split of the training set.
+        path: path of the file; its ending (.png, .pdf, .svg) decides the format.
+        poisoned: True for each poisoned sample, if known: poison is drawn red, all else blue.
+            Default: the colours show the split.
         sigma_clean: threshold of the clean split, drawn as lines.
-        sigma_triggered: threshold of the triggered split.
+        sigma_triggered: threshold of the triggered split, drawn as lines.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -122,7 +123,7 @@ def _scatter(axes: Any, groups: list[_Group]) -> None:
         if kept < 1:
             chosen = generator.random(len(x)) < kept
             x, y = x[chosen], y[chosen]
-        # The ink of a group stays about the same whatever its size.
+        # A group has about the same amount of ink, however many points it has.
         ink = math.sqrt(max(len(x), 1))
         axes.scatter(
             x, y, color=group.colour, linewidths=0, rasterized=True,
@@ -150,7 +151,7 @@ def _thresholds(
 def _histograms(top: Any, right: Any, groups: list[_Group], *, known: bool) -> None:
     total = sum(len(group.clip_rank) for group in groups)
     bins = np.linspace(0, 1, min(50, max(5, math.isqrt(total))) + 1)
-    # Splits are parts of a whole, so they are stacked; the shape of rare poison needs a density.
+    # The splits are parts of a whole, so they are stacked. Rare poison shows only as a density.
     look: dict[str, Any] = {"bins": bins, "histtype": "stepfilled"}
     look |= {"density": True, "alpha": 0.45} if known else {"stacked": True, "alpha": 0.6}
     drawn = [group for group in groups if len(group.clip_rank)]

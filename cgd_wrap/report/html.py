@@ -1,4 +1,4 @@
-"""One self-contained page to read."""
+"""Writing the report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
     """Write the report as HTML: no script, nothing loaded from elsewhere, all text escaped.
 
     Args:
-        path: the file.
-        report: what is shown.
-        picture: the entropy map as PNG.
+        path: path of the file.
+        report: the report to write.
+        picture: picture of the entropy map, as the bytes of a PNG file.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -48,7 +48,7 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
 
     template = resources.files("cgd_wrap.report").joinpath("page.html").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    # Class names and paths are foreign text: every value passes through the escaping.
+    # Class names and paths are foreign text, so every text value is escaped.
     environment.finalize = lambda value: printable(value) if type(value) is str else value
     result, rows = report.result, report.rows
     probability = result.calibration.sure_of_poison, result.calibration.unlikely_poison
@@ -76,7 +76,7 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
 
 
 def _worst(report: Report) -> list[dict[str, Any]]:
-    """The most suspicious samples, each as the page shows it."""
+    """Collect what the page shows of each of the most suspicious samples."""
     entropy_map, names = report.result.entropy_map, report.result.split.names()
     paths, images = report.paths, report.images
     return [
@@ -96,7 +96,7 @@ def _worst(report: Report) -> list[dict[str, Any]]:
 
 
 def _figure_tables(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table for all columns ("before", "after", ...) that share a figure."""
+    """Arrange figures in tables: columns ("before", "after", ...) with common figures share one."""
     flat = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
     columns = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
     if flat:

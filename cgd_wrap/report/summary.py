@@ -1,4 +1,4 @@
-"""The report as JSON values, and how far the CLIPs agree, in sentences."""
+"""Summing up a report as JSON values, and the agreement of CLIPs as sentences."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cgd_wrap.split.clip_agreement import ClipAgreement
 
 
 def in_words(teachers: ClipAgreement, class_names: Sequence[str]) -> list[str]:
-    """How far the CLIPs agree with the labels and with each other, a sentence each.
+    """Say in sentences how far the CLIPs agree with the labels, and with each other.
 
     Args:
-        teachers: figures of the scan.
-        class_names: C names.
+        teachers: agreement of the scan's CLIPs.
+        class_names: names of the classes, in the order of the labels.
     """
     lines = [
         f"{name} agrees with {share:.1%} of the labels."
@@ -33,7 +33,7 @@ def in_words(teachers: ClipAgreement, class_names: Sequence[str]) -> list[str]:
 
 
 def summarise(report: Report) -> dict[str, Any]:
-    """The report as one JSON value; what is not finite becomes null."""
+    """Sum up a report as one JSON value; numbers that aren't finite become null."""
     result = report.result
     value = {
         "warnings": list(result.warnings),

@@ -1,4 +1,4 @@
-"""All samples as CSV."""
+"""Writing a CSV table of all samples."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COLUMNS = (
 
 
 def write_table(path: str | Path, report: Report) -> Path:
-    """Write a row per sample, in the dataset's order; NLLs in nats, ranks in (0, 1], UTF-8.
+    """Write a CSV file with a row per sample, in the dataset's order.
 
-    Scores and ranks of an unreadable sample are ``nan``.
+    NLLs are in nats, ranks in (0, 1]; of an unreadable sample both are ``nan``. The file is UTF-8.
 
     Args:
-        path: the file.
-        report: what is shown.
+        path: path of the file.
+        report: the report whose samples are written.
     """
     path, result = Path(path), report.result
     entropy_map = result.entropy_map

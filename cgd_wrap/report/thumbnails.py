@@ -1,4 +1,4 @@
-"""Small pictures of samples, to be put inside a page."""
+"""Making small pictures of samples, to be put inside a page."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def thumbnail(images: Any, index: int, side: int = 96) -> str | None:
-    """A sample as a PNG ``data:`` address; None where it cannot be read.
+    """Make a small picture of a sample, as a PNG ``data:`` address; None for unreadable samples.
 
     Args:
         images: ``images[index]`` is a PIL image or a float tensor [C, H, W] in [0, 1].
         index: position of the sample.
-        side: longest side in pixels. Smaller images keep their pixels.
+        side: longest side in pixels. Smaller images keep their size.
     """
     try:
         image = images[index]
         picture = _from_tensor(image) if isinstance(image, Tensor) else to_rgb(image)
         picture.thumbnail((side, side))
     except Exception as error:
-        # The report is read to find out what is wrong with the data: it must survive them.
+        # People read the report to find out what is wrong with the data, so it survives all faults.
         logger.warning("no thumbnail of sample %d: %s", index, error)
         return None
     buffer = io.BytesIO()

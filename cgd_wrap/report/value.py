@@ -1,4 +1,4 @@
-"""All that a report says, as one frozen value."""
+"""The content of a report, as one frozen value."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TITLE = "Which samples are poisoned?"
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A scan's outcome, with what is needed to show it; :func:`write_report` writes it.
+    """The content of a report: the result of a scan, and everything needed to show the result.
 
-    The report shows what the scan decided: map, split, estimate and warnings are those of the
-    result, and nothing is judged anew.
+    :func:`write_report` writes the report. It shows what the scan decided: entropy map, split,
+    estimate and warnings are those of the result, and nothing is judged anew.
 
     Attributes:
-        result: of the scan.
-        class_names: C names.
-        config: that the scan was made with; its thresholds are named on the page.
-        paths: the samples' files, where they are known.
+        result: result of the scan.
+        class_names: names of the classes, in the order of the labels.
+        config: configuration of the scan; its thresholds are named on the page.
+        paths: paths of the samples' files, if known.
         images: raw images by index, for thumbnails.
-        poisoned: the truth, where it is known; adds the detection figures.
+        poisoned: True for each poisoned sample, if known; adds figures of how well poison is found.
         figures: measured figures by name, such as ``BackdoorFigures.as_dict()``, or several
             such dicts by column: ``{"before": ..., "after": ...}``.
         stage_seconds: wall-clock seconds by stage.
@@ -55,12 +55,12 @@ class Report:
 
     @classmethod
     def of(cls, result: ScanResult, subject: Subject, config: CGDConfig, **details: Any) -> Report:
-        """The report of a scan, with the files and images of what was scanned.
+        """Make the report of a scan, with paths and images of the scanned samples.
 
         Args:
-            result: of the scan.
-            subject: that was scanned.
-            config: of the scan.
+            result: result of the scan.
+            subject: the data, model and CLIP that were scanned.
+            config: configuration of the scan.
             details: ``poisoned``, ``figures``, ``stage_seconds`` and ``title``.
         """
         paths = [image_path(subject.dataset, index) for index in range(len(subject.labels))]
@@ -101,13 +101,13 @@ class Report:
 
     @cached_property
     def rows(self) -> list[ClassRow]:
-        """The split and the suspicion, class by class."""
+        """A row for each class: its samples in the split, and what is suspected of the class."""
         result = self.result
         return class_rows(result.split, self.labels, self.class_names, result.poison_estimate)
 
     @property
     def all_figures(self) -> dict[str, Any]:
-        """The measured figures; with the truth at hand, those of the detection, too."""
+        """The measured figures; if the true poison is known, also how well the split finds it."""
         found = dict(self.figures)
         if self.poisoned is not None:
             result = self.result
@@ -117,7 +117,7 @@ class Report:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The thresholds of the split by the name that page and summary have for them."""
+        """The thresholds of the split, by the names that page and summary give them."""
         config = self.config
         found = {
             "clean": config.sigma_clean, "triggered": config.sigma_triggered,

@@ -1,4 +1,4 @@
-"""The whole report in one folder."""
+"""Writing the whole report into a folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from cgd_wrap.report.value import Report
 
 
 def write_report(report: Report, folder: str | Path) -> dict[str, Path]:
-    """Write figure, page, tables and the reference's score file; each replaces an older file whole.
+    """Write figure, page, table, summary and the score file of the authors' code into a folder.
+
+    An older file is replaced as a whole, so that no file is ever half-written.
 
     Args:
-        report: what is shown.
-        folder: made if it isn't there.
+        report: the report to write.
+        folder: folder of the files; created if missing.
 
     Returns:
-        The files: ``page``, ``figure``, ``samples``, ``summary``, ``entropy_score``.
+        The paths of the files: ``page``, ``figure``, ``samples``, ``summary``, ``entropy_score``.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.

@@ -1,4 +1,4 @@
-"""What a scan found, in the log; and the split that can't be trained on, as an error."""
+"""Logging what a scan found, and refusing a split that can't be trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def announce(result: ScanResult, class_names: Sequence[str], config: CGDConfig) -> None:
-    """Log what the scan found, once it has been checked that every class can be trained.
+    """Check that every class has clean samples to train on, and log what the scan found.
 
     Raises:
         DatasetError: a class has no clean sample, and ``config`` doesn't allow that.
@@ -30,7 +30,7 @@ def announce(result: ScanResult, class_names: Sequence[str], config: CGDConfig) 
 
 
 def log_warnings(result: ScanResult) -> None:
-    """Log what seems wrong with the CLIPs."""
+    """Log the warnings that a scan's CLIPs can't be trusted."""
     for warning in result.warnings:
         logger.warning("%s", warning)
 
@@ -69,7 +69,7 @@ def check_clean_classes(
     """Refuse, or with ``allow_missing`` warn of, a split that leaves a class without clean samples.
 
     Raises:
-        DatasetError: naming the classes.
+        DatasetError: some classes have no clean sample; they are named.
     """
     present = torch.bincount(labels, minlength=len(class_names)) > 0
     kept = torch.bincount(labels[clean], minlength=len(class_names)) > 0

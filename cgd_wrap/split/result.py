@@ -1,4 +1,4 @@
-"""What a scan hands on: scores, split and teacher, as one frozen value."""
+"""The result of a scan as one frozen value: scores, split, suspicion and CLIP's logits."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from cgd_wrap.split.suspicion import Suspicion
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """The outcome of a scan.
+    """Everything that a scan finds out about a training set.
 
     Attributes:
         labels: the given labels, int64 [N].
         entropy_map: scores and ranks of each sample.
         split: clean, triggered and mixed samples.
         held_out: clean samples that are kept out of training, bool [N].
-        teacher: CLIP's logits of the triggered samples, float32 [T, C], in the dataset's order; of
-            several CLIPs those of the one that contradicts the label most, which teaches.
+        teacher: CLIP's logits of the triggered samples, which guidance uses, float32 [T, C], in the
+            dataset's order. Of several CLIPs, the CLIP that contradicts a sample's label most gives
+            the sample's logits.
         teachers: how far the CLIPs agree with the labels, and with each other.
-        poison_estimate: how much seems to be poisoned, and under which labels.
-        poison_probability: of each sample, in suspected classes, float32 [N] in [0, 1].
+        poison_estimate: estimate of how many samples are poisoned, and under which labels.
+        poison_probability: probability that each sample is poisoned, float32 [N] in [0, 1]; 0 in
+            classes that aren't suspected.
         bad: samples that can't be used: index -> [reason, message, path].
-        warnings: of CLIPs that can't be trusted.
+        warnings: messages that CLIPs can't be trusted.
         class_knowledge: how well the model that is to be trained knew the classes when the scan
-            ended: 0 for a guess, 1 where all clean samples are classified right. None: no setting
-            depended on it, and it wasn't measured.
+            ended: 0 for a guess, 1 if all clean samples are classified right. None: no setting
+            depends on the knowledge, which wasn't measured.
         calibration: the thresholds that were used.
     """
 
@@ -61,13 +63,13 @@ class ScanResult:
 
     @property
     def trained(self) -> bool:
-        """Whether the model knew the classes already, and is to be repaired; True if not known."""
+        """Whether the model knew the classes and is to be repaired; True if not measured."""
         known = self.class_knowledge
         return known is None or known >= self.calibration.least_knowledge
 
     @property
     def agreement(self) -> float:
-        """Share of the samples whose label is CLIP's first choice; of several CLIPs the lowest."""
+        """Share of samples whose label is CLIP's first choice; with several CLIPs, the lowest."""
         return min(self.teachers.agreement)
 
     @property
@@ -75,7 +77,7 @@ class ScanResult:
         """How far CLIP should teach, in [0, 1], by its agreement with labels that aren't poisoned.
 
         The agreement is taken above chance (Cohen's kappa for even classes). The share is 0 up to
-        ``calibration.no_guidance``, 1 from ``calibration.full_guidance`` on, and even in between.
+        ``calibration.no_guidance``, 1 from ``calibration.full_guidance`` on, and linear in between.
         """
         honest = min(1.0, self.agreement / max(1 - self.poison_estimate.rate, 1e-9))
         chance = 1 / self.teacher.shape[1]
@@ -93,16 +95,16 @@ class ScanResult:
         class_names: Sequence[str],
         clip_names: Sequence[str] = ("CLIP",),
     ) -> ScanResult:
-        """Score both passes and split the dataset.
+        """Score the labels by the logits of both passes, and split the dataset.
 
         Args:
-            clip: CLIP's logits, or those of several CLIPs: a label's score is then that of the
-                one that contradicts it most.
-            suspicious: the suspicious model's.
+            clip: CLIP's logits, or the logits of several CLIPs: a label's score is then that of the
+                CLIP that contradicts the label most.
+            suspicious: the suspicious model's logits.
             labels: given labels.
             config: thresholds, score rule, share to hold out.
-            class_names: C names, for the warnings.
-            clip_names: one per CLIP, for the warnings.
+            class_names: names of the classes, in the order of the labels, for the warnings.
+            clip_names: name of each CLIP, for the warnings.
         """
         reference = config.reference_scores
         scores = [
@@ -161,9 +163,10 @@ class ScanResult:
 def _teacher_of(
     clip: StoredLogits, scores: Sequence[LabelScores], wanted: Int[Tensor, "k"]
 ) -> Float[Tensor, "k classes"]:
-    """Some samples' logits; of several CLIPs those of the one that contradicts the label most.
+    """Collect CLIP's logits of some samples; with several CLIPs, choose a CLIP for each sample.
 
-    In a mean, a CLIP with the attacker's backdoor would teach the target.
+    The CLIP that contradicts the sample's label most is chosen. In a mean over the CLIPs, a CLIP
+    with the attacker's backdoor would teach the target.
     """
     members = members_of(clip)
     if len(members) == 1:

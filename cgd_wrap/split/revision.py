@@ -1,4 +1,4 @@
-"""The split by thresholds, revised by what is suspected; and the clean samples kept out."""
+"""Revising the split by the suspicion, and choosing the held-out part of the clean samples."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ def revised(
     poison_cut: float | None,
     auto: bool = False,
 ) -> Split:
-    """Let the suspicion decide on the samples near the thresholds.
+    """Revise the split by thresholds: let the suspicion decide on samples near the thresholds.
 
-    - In classes that aren't suspected, flagged samples with ``clip_rank (1 - suspicious_rank)`` up
-      to ``corner_cut`` become clean. Triggered samples that CLIP contradicts do so only if some
-      class is suspected: where none is, there may be an attack that the suspicious model was too
-      slow to learn.
+    - In classes that aren't suspected, flagged (mixed or triggered) samples with
+      ``clip_rank (1 - suspicious_rank)`` up to ``corner_cut`` become clean. But if no class at all
+      is suspected, triggered samples that CLIP contradicts stay triggered: there may be an attack
+      that the suspicious model was too slow to learn.
     - In suspected classes, clean samples that are likelier poisoned than ``poison_cut`` become
-      mixed. The quarter of the class' clean samples that lies farthest from the corner stays; where
-      the poison is found by CLIP alone, the quarter that CLIP rejects least.
-    - With ``auto``, what is surely poisoned in a suspected class becomes triggered, however much
-      that is, and mixed samples that are hardly poisoned become clean.
+      mixed. The quarter of the class' clean samples that lies farthest from the corner stays clean;
+      if the poison was found by CLIP alone, the quarter that CLIP rejects least stays clean.
+    - With ``auto``, samples of suspected classes that are surely poisoned become triggered, however
+      many there are, and mixed samples that are hardly poisoned become clean.
 
     Args:
-        split: by the thresholds alone.
+        split: the split by the thresholds alone.
         labels: given labels.
         clip_rank: rank of the label's NLL under CLIP, in (0, 1].
         suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
-        suspicion: of the same samples; its calibration says what is sure and what unlikely.
-        corner_cut: in [0, 1]; None takes no sample back.
-        poison_cut: in [0, 1]; None drops no sample.
-        auto: let the probability of poison decide what is triggered in suspected classes.
+        suspicion: suspicion of the classes and samples; its calibration says from which probability
+            on a sample is surely poisoned, and up to which a sample is hardly poisoned.
+        corner_cut: in [0, 1]; None makes no flagged sample clean.
+        poison_cut: in [0, 1]; None makes no clean sample mixed.
+        auto: let the probability of poison decide which samples of suspected classes are triggered.
     """
     suspected, probability = suspicion.suspected, suspicion.probability_at_most
     calibration = suspicion.calibration
@@ -74,7 +75,7 @@ def revised(
 def hold_out(
     labels: Int[Tensor, "n"], clean: Bool[Tensor, "n"], fraction: float, seed: int
 ) -> Bool[Tensor, "n"]:
-    """Choose the same share of every class' clean samples, never the last one of a class."""
+    """Choose the same share of every class' clean samples, but never all samples of a class."""
     chosen = torch.zeros_like(clean)
     generator = torch.Generator().manual_seed(seed)
     for label in labels[clean].unique():

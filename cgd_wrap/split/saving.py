@@ -1,4 +1,4 @@
-"""A scan's outcome on disk: a tensor file and a JSON file, and what they belong to."""
+"""Saving a scan's result as a tensor file and a JSON file, and loading it for the same data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DECIDING = (
 
 
 def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
-    """What a saved result belongs to, JSON values by field: data, names, settings, calibration."""
+    """Collect what a result depends on, as JSON values: data, names, settings, calibration."""
     return {
         "dataset": dataset_fingerprint(subject.dataset),
         "labels": dataset_fingerprint(subject.labels),
@@ -40,13 +40,13 @@ def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
 
 
 def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDConfig) -> None:
-    """Write ``guard.safetensors``, ``guard.json`` and ``config.yaml``.
+    """Save a scan's result as ``guard.safetensors``, ``guard.json`` and ``config.yaml``.
 
     Args:
-        result: of a scan; its labels are not stored, but their hash is.
-        folder: made where it is missing.
-        subject: that was scanned.
-        config: of the scan.
+        result: result of a scan; the labels are not stored, but their hash is.
+        folder: folder of the files; created if missing.
+        subject: the data, model and CLIP that were scanned.
+        config: configuration of the scan.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"map.{n}": t for n, t in vars(result.entropy_map).items()}
@@ -69,21 +69,22 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
 
 
 def saved_config(folder: Path) -> CGDConfig:
-    """The configuration of a saved result."""
+    """Read the configuration of a saved result."""
     return CGDConfig.from_yaml(folder / "config.yaml")
 
 
 def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult:
-    """Read what :func:`save_result` wrote.
+    """Load the result that :func:`save_result` wrote, if it belongs to the given data.
 
     Args:
-        folder: of the saved result.
+        folder: folder of the saved result.
         subject: data and class names that the result has to belong to.
-        config: its thresholds and its calibration must be those that the result was saved under.
+        config: configuration whose thresholds and calibration must be those of the saved result.
 
     Raises:
         FileNotFoundError: there is nothing saved in the folder.
-        CacheMismatchError: the result belongs to something else, or a newer version wrote it.
+        CacheMismatchError: the result belongs to other data or settings, or was written by a newer
+            version.
     """
     stored = read_saved(folder)
     identity = saved_identity(subject, config)
@@ -108,11 +109,11 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
-    """The JSON part of a saved result.
+    """Read the JSON part of a saved result.
 
     Raises:
-        FileNotFoundError: there is none.
-        CacheMismatchError: a newer version wrote it.
+        FileNotFoundError: there is nothing saved in the folder.
+        CacheMismatchError: the result was written by a newer version.
     """
     path = folder / "guard.json"
     if not path.is_file():

@@ -22,35 +22,36 @@ from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 logger = logging.getLogger(__name__)
 
 __all__ = ["CGDLoss", "Criterion", "clean_share"]
-CHECK_EVERY = 100  # steps on a GPU between looks for untagged batches, each of which waits for it
+CHECK_EVERY = 100  # steps between checks for untagged batches on a GPU, as a check waits
 
 
 def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, "classes"]:
-    """Share of an index map that is a clean sample of each class, in [0, 1]."""
+    """Share of an epoch's indices that are clean samples of each class, in [0, 1]."""
     labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
     return torch.bincount(labels[clean], minlength=table.num_classes) / max(len(indices), 1)
 
 
 class CGDLoss(nn.Module):
-    """CGD's loss for tagged targets; the wrapped criterion for ordinary ones.
+    """The guarded loss: CGD's loss for tagged targets, the user's criterion for ordinary targets.
 
-    Tagged samples get :func:`functional.cgd_loss`, with the criterion's own options (label
-    smoothing, class weights) in its clean part. Ordinary targets, as in evaluation loops, get the
-    criterion itself. The loss is computed in fp32, whatever type the outputs have. In a checkpoint
-    the criterion's tensors keep the names that they have without the guard.
+    Tagged samples get :func:`~cgd_wrap.functional.loss.cgd_loss`; its clean part has the options of
+    the criterion (label smoothing, class weights). Ordinary targets, as in evaluation loops, get
+    the criterion itself. The loss is computed in fp32, whatever type the outputs have. In a
+    checkpoint the criterion's tensors keep the names that they have without the guard.
 
     Args:
-        table: what is known of each sample.
-        share: by class, the share of an epoch that is a clean sample of the class, as
-            :func:`clean_share` says. ``normalise_by="expectation"`` divides by it.
-        config: weights and temperature of the loss; weights of None are those for a trained model.
+        table: table of what the loss knows of each sample.
+        share: for each class, the share of an epoch's samples that are clean samples of the class,
+            from :func:`clean_share`; divides the loss under ``normalise_by="expectation"``.
+        config: weights and temperature of the loss; a weight of None becomes the weight for a
+            trained model.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
             Default: cross entropy.
 
     Attributes:
         last_terms: the parts of the last guarded loss, detached, on the device.
-        untagged_batches: batches without any tag seen in training, as far as was looked.
+        untagged_batches: number of training batches without any tag, among the batches checked.
     """
 
     def __init__(
@@ -80,14 +81,14 @@ class CGDLoss(nn.Module):
         *,
         table: SampleTable | None = None,
     ) -> CGDLoss:
-        """The loss of a scanned data set: ``CGDLoss.for_result(guard.result, criterion)``.
+        """Make the loss of a scanned data set: ``CGDLoss.for_result(guard.result, criterion)``.
 
         Args:
-            result: of the scan. Its guidance share multiplies the guidance weight where the
+            result: result of the scan. Its guidance share multiplies the guidance weight if the
                 configuration says so.
-            criterion: of the user's loop. Default: cross entropy.
-            config: of the training. Default: ``CGDConfig()``.
-            table: of the same result and configuration. Default: made here.
+            criterion: criterion of the user's loop. Default: cross entropy.
+            config: configuration of the training. Default: ``CGDConfig()``.
+            table: table of samples, of the same result and configuration. Default: made here.
         """
         config = (config or CGDConfig()).decided(trained=result.trained)
         table = table or SampleTable.for_result(result, config)
@@ -100,11 +101,12 @@ class CGDLoss(nn.Module):
     def forward(
         self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]
     ) -> Float[Tensor, ""]:
-        """The loss of a batch, a scalar in nats.
+        """Compute the loss of a batch, a scalar in nats.
 
         Raises:
-            ValueError: for outputs with another number of classes; for float targets in training,
-                which have lost the index; for an untagged training batch with ``strict``.
+            ValueError: the outputs have another number of classes; training targets are floats,
+                which have lost the sample's index; or, with ``strict``, a training batch has no
+                tags.
         """
         training = self.training and outputs.requires_grad
         if targets.ndim != 1 or targets.is_floating_point():
@@ -124,7 +126,7 @@ class CGDLoss(nn.Module):
         return self.terms(outputs, targets).total + self._untagged_part(outputs, targets)
 
     def terms(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, "b"]) -> LossTerms:
-        """The parts of the loss over the tagged samples; others count for nothing here."""
+        """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
         if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
             raise ValueError(
                 f"the model's outputs have shape {list(outputs.shape)}, but the guard knows "
@@ -172,8 +174,9 @@ class CGDLoss(nn.Module):
         counts = Normalisers.of_batch(clean, pull, push)
         if not over_processes:  # an evaluation may run on one process alone
             return counts
-        # DDP averages the gradients: with the group's counts and this factor, the average is the
-        # whole batch's gradient, however its samples fell to the processes.
+        # DDP averages the gradients of the processes. With counts over all processes, divided by
+        # the number of processes, the average is the gradient of the whole batch, however the
+        # batch was dealt to the processes.
         total = torch.stack(list(counts))
         dist.all_reduce(total)
         return Normalisers(*(total / dist.get_world_size()).unbind())
@@ -182,7 +185,10 @@ class CGDLoss(nn.Module):
         return per_sample(self.criterion)(outputs, labels)
 
     def _is_untagged(self, targets: Tensor) -> bool:
-        """Whether a training batch has no tag; on a GPU only now and then, as the answer waits."""
+        """Whether a training batch has no tag; on a GPU, only some batches are checked.
+
+        Each check waits for the GPU.
+        """
         self._steps += 1
         look = targets.device.type == "cpu" or self.config.strict
         if not (look or self._steps % CHECK_EVERY == 1) or bool(is_tagged(targets).any()):
@@ -199,7 +205,7 @@ class CGDLoss(nn.Module):
         return True
 
     def _untagged_part(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The criterion's mean over untagged samples in a mixed batch; 0 if there are none."""
+        """The criterion's mean over the untagged samples of a batch; 0 if all are tagged."""
         untagged = ~is_tagged(targets)
         labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
         weight = class_weight(self.criterion, outputs.float())[labels] * untagged
@@ -212,8 +218,9 @@ class CGDLoss(nn.Module):
         return loss
 
 
-# The criterion lies in the loss as ``criterion``. In a checkpoint, its tensors go by the names that
-# they would have without the guard, so that guarded and unguarded modules load each other's.
+# The criterion is the loss' submodule ``criterion``. In a checkpoint, the criterion's tensors have
+# the names that they would have without the guard, so that guarded and unguarded modules can load
+# each other's checkpoints.
 
 
 def _leave_out_criterion(

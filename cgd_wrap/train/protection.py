@@ -1,4 +1,4 @@
-"""What training needs of a scan: tagged samples, the epochs' order, the loss, the stopping rule."""
+"""Making the parts of a guarded training from the result of a scan, all from one table."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from cgd_wrap.train.tags import SampleTable
 
 @dataclass(frozen=True, eq=False)
 class Protection:
-    """A scan's outcome under one configuration; all losses and epochs share its table.
+    """The parts of a guarded training: tagged samples, epochs' indices, loss and stopping rule.
+
+    All losses and epochs share a table of samples, made once from result and configuration.
 
     Attributes:
-        result: of the scan.
-        config: of the training.
+        result: result of the scan.
+        config: configuration of the training.
         dataset: the user's dataset with tagged labels.
     """
 
@@ -37,36 +39,37 @@ class Protection:
 
     @cached_property
     def table(self) -> SampleTable:
-        """What the loss knows of each sample."""
+        """The table of what the loss knows of each sample."""
         config = self.config.decided(trained=self.result.trained)
         return SampleTable.for_result(self.result, config)
 
     @property
     def epoch_indices(self) -> EpochIndices:
-        """Which samples an epoch holds."""
+        """The indices that each epoch holds."""
         return EpochIndices.for_result(self.result, self.config, self.table)
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
-        """Wrap a criterion. Default: cross entropy."""
+        """Wrap the user's criterion in the guarded loss. Default: cross entropy."""
         return CGDLoss.for_result(self.result, criterion, self.config, table=self.table)
 
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None, epochs: int | None
     ) -> tuple[DataLoader[Any], CGDLoss]:
-        """The loader over the guarded dataset and its sampler, and the criterion wrapped.
+        """Rebuild a loader over the guarded samples, and wrap the criterion in the guarded loss.
 
-        Every option of the loader is kept, except its order: that is the sampler's.
+        Every option of the loader is kept except the order, which the guard's sampler decides.
 
         Args:
-            loader: of the dataset that the guard was made for, not yet prepared by Accelerate.
-            criterion: of the user's loop. Default: cross entropy.
-            epochs: how many the loop runs. The second half then has fewer blends in a repair, and
-                the only ones of a fresh model (see ``CGDConfig.early_exposure``). None: all epochs
-                are as the first half.
+            loader: loader of the dataset that the guard was made for, not yet prepared by
+                Accelerate.
+            criterion: criterion of the user's loop. Default: cross entropy.
+            epochs: number of epochs that the loop runs. In a repair, the second half of the epochs
+                then has fewer blends; in a training from scratch, only the second half has blends
+                (see ``CGDConfig.early_exposure``). None: all epochs are as the first half.
 
         Raises:
-            TypeError: for a loader that can't be rebuilt.
-            ValueError: for a loader of another dataset, or one that Accelerate has prepared.
+            TypeError: the loader can't be rebuilt.
+            ValueError: the loader serves another dataset, or was prepared by Accelerate.
         """
         indices = self.epoch_indices.in_run_of(epochs)
         guarded = guarded_loader(loader, self.dataset.base, self.dataset, indices)
@@ -80,17 +83,18 @@ class Protection:
         *,
         num_workers: int = 0,
     ) -> CleanAccuracyStopping | None:
-        """The tolerance rule on clean data that isn't trained on.
+        """Make the stopping rule, which watches accuracy on clean data that isn't trained on.
 
         Args:
-            tolerance: percentage points; None is the configuration's.
-            loader: the user's validation data. None is the part of the clean split that is held
-                out, as ``view`` shows it.
+            tolerance: percentage points by which accuracy may fall below its best before training
+                stops. None: the configuration's.
+            loader: the user's validation data. None: the held-out part of the clean split, with the
+                images of ``view``.
             view: ``[i] -> image tensor``, as the model is evaluated.
-            num_workers: of the loader for the held-out part.
+            num_workers: worker processes of the loader for the held-out part.
 
         Returns:
-            None if there is no loader and nothing is held out.
+            The stopping rule; None if there is no loader and nothing is held out.
         """
         if loader is None:
             indices = self.result.held_out.nonzero().squeeze(1).tolist()

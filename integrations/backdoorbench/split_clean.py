@@ -1,13 +1,13 @@
-"""Run a defence of BackdoorBench on our clean split instead of truly clean data.
+"""Run a defence of BackdoorBench on CGD's clean split instead of truly clean data.
 
-Copy it to BackdoorBench's root and run it there, after defense/cgd.py on the same result:
+Copy this file to BackdoorBench's root and run it there, after defense/cgd.py on the same result:
 
 python split_clean.py --defense fp --result_file badnet --dataset cifar10 \
     --yaml_path ./config/defense/fp/cifar10.yaml
 
 ``--defense`` is fp, anp, i-bau, mcr, or any other that takes its clean data from
-``load_attack_result`` (ft, ft-sam, nad, nc, npd, rnp, sau). All other arguments are that
-script's own. This stands for the reference's ``--enable_clip``.
+``load_attack_result`` (ft, ft-sam, nad, nc, npd, rnp, sau). All other arguments are those of the
+defence's own script. The code of CGD's authors has ``--enable_clip`` for this purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Replace the host's loader, then run its script as if it had been called itself."""
+    """Replace BackdoorBench's loader of results, then run the defence's script unchanged."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--defense", required=True, help="fp, anp, i-bau, mcr, ...")
     parser.add_argument("--clean_size", type=int, help="draw so many samples of the split; "
@@ -33,20 +33,20 @@ def main() -> None:
     script = Path("defense") / f"{options.defense}.py"
     if not script.is_file() or not Path("utils/save_load_attack.py").is_file():
         parser.error(f"no {script} with utils beside it: run this from BackdoorBench's root")
-    # After these checks, since it takes seconds.
+    # Imported after these checks, since the imports take seconds.
     import numpy as np
 
     from cgd_wrap.backdoorbench import splitting_loader
 
     sys.path.insert(0, os.getcwd())
     if not hasattr(np, "infty"):
-        np.infty = np.inf  # its plots use the name that NumPy 2 dropped
+        np.infty = np.inf  # BackdoorBench's plots use this name, which NumPy 2 dropped
     import utils.save_load_attack as host
 
     host.load_attack_result = splitting_loader(
         host.load_attack_result, max_size=options.clean_size, seed=options.split_seed
     )
-    # The whole split: the script would otherwise take its usual 5% of it.
+    # Without --ratio the script would take 5% of the split, as it does of truly clean data.
     sys.argv = [str(script), *rest, "--ratio", "1.0"]
     runpy.run_path(str(script), run_name="__main__")
 

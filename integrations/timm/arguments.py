@@ -1,4 +1,4 @@
-"""The options of timm's train.py that the launcher knows, and its own, which start with --cgd."""
+"""The launcher's options: many of timm's train.py, and the guard's, which start with --cgd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ON: dict[str, Any] = {"action": "store_true"}
 PAIRS: dict[str, Any] = {"nargs": "*", "default": {}, "action": ParseKwargs}
 MANY: dict[str, Any] = {"nargs": "+", "default": None, "type": float}
 
-# Group -> options with their defaults (of train.py), or with argparse's arguments.
+# Group -> options with their defaults in train.py, or with arguments for argparse.
 OPTIONS: dict[str, dict[str, Any]] = {
     "data": {
         "--data-dir": {"help": "root of the dataset"},
@@ -86,7 +86,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of the command line; ``--config FILE.yaml`` gives other defaults, as in timm."""
+    """Read the command line; ``--config FILE.yaml`` gives other defaults, as in timm."""
     parser = _parser()
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", "-c", type=Path)

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, by timm's own factories, and the guard around its data."""
+"""Building all parts of a training run by timm's own factories, with a guard around the data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("train")
 
 @dataclass
 class Run:
-    """A training run, ready to go; everything in it is timm's or torch's but the guard."""
+    """The parts of a training run, ready to start; all but the guard are timm's or torch's."""
 
     args: argparse.Namespace
     device: torch.device
@@ -49,12 +49,12 @@ class Run:
 
 
 def build(args: argparse.Namespace, device: torch.device, folder: Path) -> Run:
-    """Data, guard, model, optimiser and schedule of a run.
+    """Build data, guard, model, optimiser and schedule of a run.
 
     Args:
-        args: as ``arguments.parse`` gives them.
-        device: of this process.
-        folder: of the results; the scan is kept there unless ``--cgd-cache`` says otherwise.
+        args: the options that ``arguments.parse`` returned.
+        device: device of this process.
+        folder: folder of the results; keeps the scan, too, unless ``--cgd-cache`` names another.
     """
     train, validation = datasets(args)
     names = class_names(train)
@@ -93,7 +93,7 @@ def build(args: argparse.Namespace, device: torch.device, folder: Path) -> Run:
 
 
 def datasets(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Training set, and validation set or None."""
+    """Open the training set, and the validation set or None."""
 
     def of(split: str, is_training: bool) -> Any:
         return create_dataset(
@@ -106,7 +106,7 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any]:
     if not args.val_split:
         return train, None
     validation = of(args.val_split, False)
-    # Without such a subfolder, timm reads the folder as a whole.
+    # If the split has no subfolder, timm reads the folder as a whole.
     if not args.dataset and Path(train.reader.root).is_relative_to(validation.reader.root):
         raise ValueError(
             f"{args.data_dir} has no subfolder for the split {args.val_split!r}: the training "
@@ -118,7 +118,7 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def make_model(args: argparse.Namespace, names: list[str] | None) -> nn.Module:
-    """The model by timm's factory, with as many outputs as there are classes."""
+    """Make the model by timm's factory, with as many outputs as there are classes."""
     classes = args.num_classes or (len(names) if names else None)
     model = create_model(
         args.model, pretrained=args.pretrained, num_classes=classes, drop_rate=args.drop,
@@ -139,7 +139,7 @@ def scanned(
     device: torch.device,
     folder: Path,
 ) -> CGDGuard:
-    """The guard of the training set, scanned."""
+    """Make a guard of the training set, and scan."""
     config = CGDConfig.from_yaml(args.cgd_config) if args.cgd_config else CGDConfig()
     bf16 = args.amp and args.amp_dtype == "bfloat16"
     guard = CGDGuard(
@@ -158,7 +158,7 @@ def scanned(
 
 
 def training_loader(args: Any, dataset: Any, data: dict[str, Any], device: torch.device) -> Any:
-    """Training batches, augmented as the options say."""
+    """Make a loader of training batches, augmented as the options say."""
     interpolation = data["interpolation"] if args.no_aug else args.train_interpolation
     return create_loader(
         dataset, input_size=data["input_size"], batch_size=args.batch_size, is_training=True,
@@ -172,7 +172,7 @@ def training_loader(args: Any, dataset: Any, data: dict[str, Any], device: torch
 
 
 def validation_loader(args: Any, dataset: Any, data: dict[str, Any], device: torch.device) -> Any:
-    """Validation batches, in order."""
+    """Make a loader of validation batches, in order."""
     return create_loader(
         dataset, input_size=data["input_size"], is_training=False,
         batch_size=args.validation_batch_size or args.batch_size,
@@ -183,7 +183,7 @@ def validation_loader(args: Any, dataset: Any, data: dict[str, Any], device: tor
 
 
 def base_criterion(args: argparse.Namespace) -> nn.Module:
-    """Cross entropy, smoothed as train.py does."""
+    """Make the cross entropy, with label smoothing as in timm's train.py."""
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
@@ -196,14 +196,14 @@ def scaled_rate(args: argparse.Namespace) -> float:
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> Any:
-    """Makes the context of the forward pass."""
+    """Make a function that returns the context of a forward pass: autocast, or none."""
     if not args.amp:
         return contextlib.nullcontext
     return functools.partial(torch.autocast, device.type, getattr(torch, args.amp_dtype))
 
 
 def resume(args: Any, model: nn.Module, optimizer: Any, scaler: Any) -> int:
-    """The epoch to start from, with the weights and states of ``--resume``."""
+    """Load weights and states of ``--resume``, if given; return the epoch to start from."""
     epoch = None
     if args.resume:
         epoch = resume_checkpoint(
@@ -214,7 +214,7 @@ def resume(args: Any, model: nn.Module, optimizer: Any, scaler: Any) -> int:
 
 
 def make_ema(args: argparse.Namespace, model: nn.Module) -> Any:
-    """The moving average of the weights, or None."""
+    """Make the moving average of the weights, if asked for; otherwise None."""
     if not args.model_ema:
         return None
     ema = timm.utils.ModelEmaV3(model, decay=args.model_ema_decay)
@@ -224,7 +224,7 @@ def make_ema(args: argparse.Namespace, model: nn.Module) -> Any:
 
 
 def make_schedule(args: Any, optimizer: Any, batches: int, start: int) -> tuple[Any, int]:
-    """The learning-rate schedule, and the epoch to stop before."""
+    """Make the learning-rate schedule; also return the epoch to stop before."""
     updates = math.ceil(batches / args.grad_accum_steps)
     scheduler, end = create_scheduler_v2(
         optimizer, **scheduler_kwargs(args), updates_per_epoch=updates

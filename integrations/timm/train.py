@@ -1,4 +1,4 @@
-"""timm's training script with a guard: the usual options, and some that start with --cgd.
+"""Train a timm model under a guard: options of timm's train.py, and some that start with --cgd.
 
 python integrations/timm/train.py DIR --model resnet50 --cgd-clip ViT-B-32/laion2b_s34b_b79k
 torchrun --nproc_per_node 4 integrations/timm/train.py DIR ...
@@ -31,7 +31,7 @@ logger = logging.getLogger("train")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train by the command line's options."""
+    """Train a model as the command line says."""
     timm.utils.setup_default_logging()
     args = parse(arguments)
     if not args.cgd_off:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(run: Run, folder: Path) -> None:
-    """All epochs, with a checkpoint and a line of ``summary.csv`` after each."""
+    """Train for all epochs, and write a checkpoint and a line of ``summary.csv`` after each."""
     saver = make_saver(run, folder) if run.args.rank == 0 else None
     stopping = run.guard.stopping() if run.guard else None
     for epoch in run.epochs:
@@ -84,7 +84,7 @@ def train(run: Run, folder: Path) -> None:
 
 
 def train_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
-    """One pass over the training loader: mean loss and, guarded, its parts; accuracy."""
+    """Train for an epoch; return mean loss, accuracy and, if guarded, the parts of the loss."""
     if hasattr(run.loader.sampler, "set_epoch"):
         run.loader.sampler.set_epoch(epoch)
     run.model.train()
@@ -120,7 +120,7 @@ def train_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
 
 
 def backward(run: Run, loss: Tensor, *, update: bool) -> None:
-    """Gradients, and a step of the optimiser where ``update``."""
+    """Compute gradients, and take a step of the optimiser if ``update``."""
     clip, mode = run.args.clip_grad, run.args.clip_mode
     parameters = list(model_parameters(run.model, exclude_head="agc" in mode))
     if run.scaler is not None:
@@ -137,7 +137,7 @@ def backward(run: Run, loss: Tensor, *, update: bool) -> None:
 
 
 def training_figures(run: Run, outputs: Tensor, labels: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Loss, its parts, and accuracy of a batch."""
+    """Collect loss, accuracy and, if guarded, the parts of the loss of a batch."""
     found = {"loss": loss.detach(), "top1": timm.utils.accuracy(outputs.detach(), labels)[0]}
     terms = getattr(run.criterion, "last_terms", None)
     if terms is not None:
@@ -147,7 +147,7 @@ def training_figures(run: Run, outputs: Tensor, labels: Tensor, loss: Tensor) ->
 
 @torch.no_grad()
 def validate(run: Run, model: nn.Module) -> OrderedDict[str, float]:
-    """Plain loss and accuracies on the validation set, over all processes."""
+    """Measure cross entropy and accuracies on the validation set, over all processes."""
     model.eval()
     meters: dict[str, AverageMeter] = {}
     criterion = nn.CrossEntropyLoss()
@@ -163,13 +163,13 @@ def validate(run: Run, model: nn.Module) -> OrderedDict[str, float]:
 
 
 def count(meters: dict[str, AverageMeter], figures: dict[str, Tensor], size: int) -> None:
-    """Add a batch's figures to their means."""
+    """Add a batch's figures to the mean of each figure."""
     for name, value in figures.items():
-        meters.setdefault(name, AverageMeter()).update(value, size)  # on the device: no waiting
+        meters.setdefault(name, AverageMeter()).update(value, size)  # no wait for a GPU
 
 
 def means(meters: dict[str, AverageMeter], run: Run) -> OrderedDict[str, float]:
-    """Each figure's mean, over all processes."""
+    """Mean of each figure over all processes."""
     found = OrderedDict((name, float(meter.avg)) for name, meter in meters.items())
     if run.args.distributed:
         values = torch.tensor(list(found.values()), device=run.device)
@@ -179,7 +179,7 @@ def means(meters: dict[str, AverageMeter], run: Run) -> OrderedDict[str, float]:
 
 
 def agreed(stop: bool, run: Run) -> bool:
-    """The first process' answer: all must stop, or none."""
+    """Take the first process' answer on every process: either all stop, or none."""
     if not run.args.distributed:
         return stop
     answer = torch.tensor(float(stop), device=run.device)
@@ -188,7 +188,7 @@ def agreed(stop: bool, run: Run) -> bool:
 
 
 def results_folder(args: argparse.Namespace) -> Path:
-    """``OUTPUT/EXPERIMENT``, with the options in ``args.yaml``; the same on every process."""
+    """Make the folder ``OUTPUT/EXPERIMENT``, the same on every process; write ``args.yaml``."""
     name = [args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{args.model.replace('/', '_')}"]
     if args.distributed:
         dist.broadcast_object_list(name, src=0)
@@ -201,7 +201,7 @@ def results_folder(args: argparse.Namespace) -> Path:
 
 
 def make_saver(run: Run, folder: Path) -> Any:
-    """A saver of timm's, so that its tools read what it writes."""
+    """Make timm's saver of checkpoints, so that timm's tools can read them."""
     plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(run.args).items()}
     return timm.utils.CheckpointSaver(
         model=run.model, optimizer=run.optimizer, args=argparse.Namespace(**plain),

@@ -1,12 +1,12 @@
-"""CGD as a defence of BackdoorBench: copy it to ``defense/cgd.py`` there, run it from the root.
+"""CGD as a defence of BackdoorBench: copy this file to its ``defense/cgd.py``; run from its root.
 
 python defense/cgd.py --result_file badnet --yaml_path ./config/defense/cgd/cifar10.yaml \
     --dataset cifar10 --dataset_path ./data
 
-It takes the arguments of the reference's cgd.py and of BackdoorBench's other defences, reads
-``record/<result_file>/attack_result.pt`` without running its pickles, and writes
-``record/<result_file>/defense/cgd`` and ``record/<result_file>/AWC``. Both of the reference's
-steps are done here; there is nothing to run before.
+The script takes the arguments of the reference (the cgd.py of CGD's authors) and of BackdoorBench's
+other defences. It reads ``record/<result_file>/attack_result.pt`` without running pickled code, and
+writes ``record/<result_file>/defense/cgd`` and ``record/<result_file>/AWC``. It does both of the
+reference's steps: no other script has to run before.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from cgd_wrap.guard import DEFAULT_CLIP
 logger = logging.getLogger("cgd_wrap.backdoorbench")
 
 YAML = "./config/defense/cgd/cifar10.yaml"
-# What this script itself reads; all other settings are numbers of the defence.
+# Settings that this script itself reads; all other settings are numbers of the defence.
 OWN = (
     "device", "dataset", "dataset_path", "result_file", "yaml_path", "model", "clip",
     "num_workers", "frequency_save", "checkpoint_save", "log", "progress",
 )  # fmt: skip
-# Arguments of the reference that could only be ignored, and what they may be left at.
+# Arguments of the reference that have no meaning here -> values that are accepted all the same.
 REFUSED = {
     "checkpoint_load": (None,),
     "client_optimizer": (None, "sgd"),
@@ -51,14 +51,14 @@ REFUSED = {
     "steplr_gamma": (None,),
     "steplr_milestones": (None,),
 }
-HINTS = ("pin_memory", "non_blocking")  # speed only, and the loaders here decide it themselves
+HINTS = ("pin_memory", "non_blocking")  # concern speed only, and the loaders decide by themselves
 
 
 class CGD:
     """The defence, with the methods that BackdoorBench's defences have.
 
     Args:
-        args: parsed command line; what is None there is taken from its YAML file.
+        args: parsed command line; arguments that are None are taken from the YAML file.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -75,7 +75,7 @@ class CGD:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Take the arguments of the reference; all default to the YAML file's values."""
+        """Add the arguments of the reference to a parser; all default to the YAML file's values."""
         texts = ("device", "checkpoint_load", "checkpoint_save", "log", "dataset_path", "dataset",
                  "result_file", "lr_scheduler", "model", "client_optimizer", "clip")  # fmt: skip
         counts = ("interval", "epochs", "batch_size", "num_workers", "frequency_save",
@@ -108,7 +108,7 @@ class CGD:
             made.mkdir(parents=True, exist_ok=True)
 
     def set_logger(self) -> None:
-        """Log to the console and to a file named after the time."""
+        """Log to the console, and to a file with the present time as its name."""
         form = "%(asctime)s [%(levelname)-8s] [%(filename)s:%(lineno)d] %(message)s"
         file = self.args.log / f"{time.strftime('%Y_%m_%d_%H_%M_%S')}.log"
         handlers = [logging.FileHandler(file), logging.StreamHandler()]
@@ -117,7 +117,7 @@ class CGD:
         logger.info("%s", pprint.pformat({**vars(self.args), **self.config.as_dict()}))
 
     def mitigation(self) -> Defence:
-        """Scan, split, repair; everything is written by the adapter."""
+        """Scan the data, split it, repair the model, and write all results."""
         args = self.args
         folder = None if args.dataset_path is None else Path(args.dataset_path)
         defence = defend_folder(
@@ -137,7 +137,7 @@ class CGD:
         return defence
 
     def network(self) -> nn.Module:
-        """The attacked architecture: ours, or else the host's, which knows more of them."""
+        """Make the attacked architecture: ours or else BackdoorBench's, which has more of them."""
         name, classes = self.result.model_name, self.result.num_classes
         try:
             return build_network(name, classes)
@@ -167,7 +167,7 @@ def _accelerator(device: str | None, precision: str) -> Accelerator:
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}, but torch sees no GPU: pass --device cpu")
     if device not in (None, "cpu", "cuda"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # the one way to choose a card
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # Accelerate's only way to choose a GPU
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
