@@ -30,7 +30,7 @@ def one_of_two(folder: str) -> None:
     messages = list[str]()
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("cgd_wrap.guard").addHandler(handler)
+    logging.getLogger("cgd_wrap").addHandler(handler)
     guard = CGDGuard(
         network(), Pictures(1100, 8), clip=[ByColour(), Reversed()], suspicious=network(),
         config=CGDConfig(allow_missing_classes=True), accelerator=accelerator,

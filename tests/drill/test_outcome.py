@@ -20,7 +20,7 @@ def outcome_of(after, before=HELD["before"], clean=HELD["clean"]) -> Outcome:
         attack={"attack": "BadNets", "target": 0, "rate": 0.1},
         before=BackdoorFigures(*before), after=BackdoorFigures(*after),
         clean_trained=BackdoorFigures(*clean),
-        detection=DetectionFigures(0.0, 1.0, 0.9, 1.0, 0.99, 0.98),
+        detection=DetectionFigures(0.0, 1.0, 0.9, 0.99, 0.98),
         split={"clean": 8, "triggered": 1, "mixed": 1, "unreadable": 0},
         suspected=["cat"], estimated_rate=0.08, zero_shot_agreement=0.9, seconds={"scan": 1.234},
         poisoned=torch.zeros(10, dtype=torch.bool), guard=None,

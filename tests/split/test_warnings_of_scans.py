@@ -41,7 +41,7 @@ def shapes_guard(attack: Attack | None = None, names=None, cache=None) -> CGDGua
 
 @pytest.mark.parametrize("attack", [None, BadNets(rate=0.1), SIG(rate=0.8, delta=60 / 255)])
 def test_the_demos_clip_is_trusted_on_its_shapes(attack, cache, caplog):
-    with caplog.at_level(logging.WARNING, logger="cgd_wrap.guard"):
+    with caplog.at_level(logging.WARNING, logger="cgd_wrap"):
         guard = shapes_guard(attack, cache=cache if attack is None else None).scan()
     assert guard.result.warnings == []
     assert not caplog.records
@@ -51,7 +51,7 @@ def test_a_name_that_clip_does_not_know_is_warned_of_once(cache, caplog):
     names = list(SHAPES.classes)
     names[names.index("arrow")] = "seven letters"
     guard = shapes_guard(names=names, cache=cache)
-    with caplog.at_level(logging.WARNING, logger="cgd_wrap.guard"):
+    with caplog.at_level(logging.WARNING, logger="cgd_wrap"):
         guard.scan()
     [text] = [text for text in guard.result.warnings if "their name" in text]
     assert "'seven letters' (" in text
