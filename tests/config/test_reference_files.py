@@ -29,16 +29,6 @@ dataset_path: ./data
 """
 
 
-@pytest.fixture
-def yaml_file(tmp_path):
-    def write(text):
-        path = tmp_path / "config.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 def test_reference_keys_are_read_and_start_from_its_preset(yaml_file, caplog):
     with caplog.at_level(logging.INFO):
         config = CGDConfig.from_yaml(yaml_file(REFERENCE_YAML))

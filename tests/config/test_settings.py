@@ -7,17 +7,6 @@ import pytest
 from cgd_wrap import CGDConfig
 from cgd_wrap.config.settings import REPAIRED
 
-
-@pytest.fixture
-def yaml_file(tmp_path):
-    def write(text):
-        path = tmp_path / "config.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 # --- the value ----------------------------------------------------------------------------------
 
 
