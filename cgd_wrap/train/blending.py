@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,19 @@ def toned(image: Any, other: Any, share: float) -> Any:
         source = to_rgb(other).convert(picture.mode)
         return Image.fromarray(toned(np.array(picture), np.array(source), share))
 
-    def moved(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        axes = _plane_axes(first.shape)
-        spread, mean = torch.std_mean(first, axes, keepdim=True)
-        others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
-        scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
-        scale = scale.clamp(max=MOST_CONTRAST)  # or a flat image's noise would be blown up
-        return (first - mean) * scale + torch.lerp(mean, others_mean, share)
+    return _combined(image, other, partial(_moved, share=share))
 
-    return _combined(image, other, moved)
+
+def _moved(
+    first: Float[Tensor, "..."], second: Float[Tensor, "..."], share: float
+) -> Float[Tensor, "..."]:
+    """Channels with means and deviations on the way to the other's; a share of the way."""
+    axes = _plane_axes(first.shape)
+    spread, mean = torch.std_mean(first, axes, keepdim=True)
+    others_spread, others_mean = torch.std_mean(second, axes, keepdim=True)
+    scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
+    scale = scale.clamp(max=MOST_CONTRAST)  # or a flat image's noise would be blown up
+    return (first - mean) * scale + torch.lerp(mean, others_mean, share)
 
 
 def _picture(image: Image.Image) -> Image.Image:

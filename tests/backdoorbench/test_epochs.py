@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from attack_record import write_tree
 
 from cgd_wrap.backdoorbench import (
