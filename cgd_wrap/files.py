@@ -17,6 +17,9 @@ from cgd_wrap.errors import CacheMismatchError
 FORMAT = 1
 
 
+CACHE_ADVICE = "Choose another folder, or pass overwrite=True to scan() to replace it."
+
+
 def write_atomically(path: Path, payload: bytes) -> None:
     """Write or replace a file as a whole or not at all; on return it is safely on the disk.
 
@@ -74,8 +77,16 @@ def differing_fields(
     return {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
 
 
-def check_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_fingerprint(
+    where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, advice: str = CACHE_ADVICE
+) -> None:
     """Refuse stored results whose fingerprint isn't the wanted one.
+
+    Args:
+        where: file or folder of the results, for the message.
+        found: the stored fingerprint.
+        wanted: the fingerprint of what is asked for now.
+        advice: what the user can do about it.
 
     Raises:
         CacheMismatchError: the fingerprints differ; the message names each differing field.
@@ -85,7 +96,7 @@ def check_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str
         lines = "\n".join(f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items())
         raise CacheMismatchError(
             f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
-            "Choose another folder, or pass overwrite=True to scan() to replace it.",
+            f"{advice}",
             fields,
         )
 

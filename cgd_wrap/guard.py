@@ -272,8 +272,11 @@ class CGDGuard:
         self, tolerance: float | None = None, *, loader: DataLoader[Any] | None = None
     ) -> CleanAccuracyStopping | None:
         """Make the stopping rule, on the held-out part or on the user's validation loader."""
-        protection, view = self._protection(self.config), self.subject.evaluated_images()
-        return protection.stopping(tolerance, loader, view, num_workers=self.num_workers)
+        wanted = self.config.tolerance if tolerance is None else tolerance
+        if loader is not None:  # needs no scan
+            return CleanAccuracyStopping(loader, wanted)
+        view = self.subject.evaluated_images()
+        return self._protection(self.config).held_out_stopping(wanted, view, self.num_workers)
 
     def fit(
         self, *, validation_loader: DataLoader[Any] | None = None,
@@ -284,16 +287,13 @@ class CGDGuard:
         Args:
             validation_loader: clean data for the stopping rule. Default: the held-out part.
             on_epoch: called after each epoch, on every process, with its record and the model.
-            changes: settings of the training, such as ``epochs=4``.
-
-        Raises:
-            ValueError: a change concerns the scan or the split, which are made by now.
+            changes: settings of the training, such as ``epochs=4``; a ValueError for others.
         """
         config = self.config.for_training(changes, has_accelerator=self.accelerator is not None)
         return fit_guarded(
-            self.model, self._protection(config), self.accelerator,
-            stopping=self.stopping(config.tolerance, loader=validation_loader),
-            num_workers=self.num_workers, on_epoch=on_epoch, progress=self.progress,
+            self.model, self._protection(config), self.accelerator, self.subject.evaluated_images(),
+            validation_loader=validation_loader, num_workers=self.num_workers,
+            on_epoch=on_epoch, progress=self.progress,
         )  # fmt: skip
 
     def drill(self, attack: Any = "badnets", **options: Any) -> Any:
@@ -312,7 +312,7 @@ class CGDGuard:
         """
         from cgd_wrap.report import Report, write_report
 
-        return write_report(Report.of(self.result, self.subject, self.config, **details), folder)
+        return write_report(Report.of(self.result, self.subject, **details), folder)
 
     def export(self, folder: str | Path) -> dict[str, Path]:
         """Write files for other tools of CGD by :func:`cgd_wrap.report.export_for_reference`."""

@@ -1,6 +1,7 @@
 """Import paths of version 0.1 that have moved: they work until version 0.3, with a warning.
 
-Only the paths that README, integrations or examples ever named are here.
+Those that README, integrations or examples ever named are here, and those that stand in pickles of
+the public classes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 
 # Old module -> the modules that hold its names now, in the order in which they are searched.
 MOVED: dict[str, tuple[str, ...]] = {
+    "cgd_wrap.loss": ("cgd_wrap.train.loss",),
+    "cgd_wrap.sampler": ("cgd_wrap.train.sampler",),
+    "cgd_wrap.dataset": ("cgd_wrap.train.dataset", "cgd_wrap.train.tags"),
+    "cgd_wrap.entropy": ("cgd_wrap.split.entropy_map",),
     "cgd_wrap.cache": ("cgd_wrap.files", "cgd_wrap.scan.store"),
     "cgd_wrap.suspicious": (
         "cgd_wrap.scan.suspicious_training", "cgd_wrap.models.weights", "cgd_wrap.randomness",
@@ -61,7 +66,14 @@ class _OldPaths(MetaPathFinder, Loader):
 
 
 class _Moved(ModuleType):
+    def __dir__(self) -> list[str]:
+        """The public names of the new places."""
+        places = map(importlib.import_module, MOVED[self.__name__])
+        return sorted({name for place in places for name in dir(place) if name[0] != "_"})
+
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # for "from cgd_wrap.cache import *"
+            return dir(self)
         if not name.startswith("__"):
             for place in MOVED[self.__name__]:
                 module = importlib.import_module(place)

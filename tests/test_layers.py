@@ -78,6 +78,18 @@ def test_no_circle_of_modules() -> None:
     assert not edges, f"these import each other: {sorted(edges)}"
 
 
+def test_only_the_drills_door_is_imported_by_name() -> None:
+    """The one way upwards: ``CGDGuard.drill``, as the drill is an experiment on guards."""
+    found = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                for given in node.args:
+                    if isinstance(given, ast.Constant) and str(given.value).startswith("cgd_wrap"):
+                        found.append((module_of(file), given.value))
+    assert found == [("cgd_wrap.guard", "cgd_wrap.drill")]
+
+
 def test_the_top_has_at_most_25_rooms() -> None:
     rooms = [p for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
     assert len(rooms) <= 25

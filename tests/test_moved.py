@@ -10,6 +10,10 @@ import pytest
 from cgd_wrap.moved import MOVED
 
 NAMED = {
+    "cgd_wrap.loss": ["CGDLoss", "clean_share"],
+    "cgd_wrap.sampler": ["BalancedSampler", "EpochIndices"],
+    "cgd_wrap.dataset": ["SampleTable", "GuardedDataset", "TAG"],
+    "cgd_wrap.entropy": ["EntropyMap"],
     "cgd_wrap.cache": ["write_atomically", "write_json", "UnitStore"],
     "cgd_wrap.suspicious": ["seeded", "fresh_copy", "load_checkpoint"],
     "cgd_wrap.teachers": ["as_list", "CombinedLogits"],
@@ -44,3 +48,11 @@ def test_a_name_that_never_was_is_an_ordinary_error() -> None:
         from cgd_wrap.views import nonsense  # noqa: F401
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("cgd_wrap.nonsense")
+
+
+def test_a_star_import_brings_the_public_names() -> None:
+    sys.modules.pop("cgd_wrap.cache", None)
+    found: dict[str, object] = {}
+    with pytest.warns(DeprecationWarning, match="moved"):
+        exec("from cgd_wrap.cache import *", found)
+    assert {"write_atomically", "UnitStore"} <= found.keys()

@@ -42,7 +42,7 @@ SECTIONS = {
 MODEL = frozenset(
     {
         "custom_text", "embed_dim", "init_logit_bias", "init_logit_scale", "nonscalar_logit_scale",
-        "output_dict", "quick_gelu",
+        "output_dict", "pad_id", "quick_gelu",
     }
 )  # fmt: skip
 PREPROCESS = frozenset(
@@ -86,7 +86,6 @@ def _faults_of_file(whole: Any) -> Iterator[str]:
     if not isinstance(whole, Mapping) or not isinstance(whole.get("model_cfg"), Mapping):
         yield "no mapping 'model_cfg'"
         return
-    yield from _unknown_keys("", whole, {"model_cfg", "preprocess_cfg"})
     yield from _faults("preprocess_cfg.", whole.get("preprocess_cfg", {}), PREPROCESS)
     model = whole["model_cfg"]
     yield from _faults("model_cfg.", model, MODEL, sections=SECTIONS)
@@ -130,7 +129,10 @@ def _foreign_names(where: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Describe names by which timm or transformers would load a model from elsewhere."""
     rules: dict[str, tuple[Callable[[str], bool], str]] = {
         "timm_model_name": (_is_timm_architecture, "a network that timm itself holds"),
-        "hf_model_name": (_is_text_tower_of_open_clip, "a text tower that open_clip itself names"),
+        "hf_model_name": (
+            _is_text_tower_of_open_clip,
+            "a text tower that open_clip itself names (and no folder here has this name)",
+        ),
     }
     for key, (accepts, expected) in rules.items():
         name = values.get(key)
@@ -148,6 +150,6 @@ def _is_text_tower_of_open_clip(name: str) -> bool:
     import open_clip
 
     own = (open_clip.get_model_config(model) for model in open_clip.list_models())
-    # A folder of this name in the working directory would be taken for the hub's repository.
     known = {(one or {}).get("text_cfg", {}).get("hf_model_name") for one in own}
+    # transformers takes a folder of this name in the working directory for the hub's repository.
     return name in known and not Path(name).exists()

@@ -74,12 +74,15 @@ def load_tokenizer(weights: ClipWeights) -> Any:
             need code of their own.
     """
     import open_clip
+    from open_clip.tokenizer import HFTokenizer
 
     try:
         with _undisturbed():
-            # Without this, transformers asks on the terminal whether a repository's code may run.
-            options = {"trust_remote_code": False} if weights.hub_tokenizer else {}
-            return open_clip.get_tokenizer(weights.tokenizer, **options)
+            if weights.hub_tokenizer is None:
+                return open_clip.get_tokenizer(weights.tokenizer)
+            # Not by get_tokenizer, which would read a repository's configuration again, unchecked.
+            # Without the last argument, transformers asks on the terminal whether code may run.
+            return HFTokenizer(**weights.hub_tokenizer, trust_remote_code=False)
     except Exception as error:
         raise ClipLoadError(
             f"the tokenizer of CLIP model {weights.tokenizer!r} cannot be loaded: "

@@ -12,6 +12,7 @@ from cgd_wrap.clip.configuration import FILE, read_configuration
 from cgd_wrap.errors import ClipLoadError
 
 HUB, DIR = "hf-hub:", "local-dir:"
+CONTEXT_LENGTH = 77  # tokens, where a configuration says nothing: open_clip's default
 _CHECKPOINT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy"}
 OFFLINE = (
     "Without a network, download it beforehand where there is one "
@@ -26,8 +27,9 @@ class ClipWeights:
     Attributes:
         name: open_clip model name: an architecture, or ``local-dir:`` with a folder.
         checkpoint: file with the weights; None when the folder holds them.
-        tokenizer: open_clip model name that the tokenizer is looked up by.
-        hub_tokenizer: whether the tokenizer is transformers', not open_clip's own.
+        tokenizer: open_clip model name that open_clip's own tokenizer is looked up by.
+        hub_tokenizer: arguments of a tokenizer of transformers, from the checked configuration;
+            None where the tokenizer is open_clip's own.
         quick_gelu: whether the weights were trained with QuickGELU although the architecture's
             configuration doesn't say so.
         image_options: mean, std, interpolation and resize mode that the weights were trained with.
@@ -37,7 +39,7 @@ class ClipWeights:
     name: str
     checkpoint: str | None
     tokenizer: str
-    hub_tokenizer: bool = False
+    hub_tokenizer: Mapping[str, Any] | None = None
     quick_gelu: bool = False
     image_options: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
@@ -86,7 +88,7 @@ def _from_architecture(source: str) -> ClipWeights:
             + f". Expected 'architecture/pretrained-tag', 'architecture/checkpoint-file', "
             f"'{HUB}org/repo' or '{DIR}folder'"
         )
-    hub_tokenizer = _has_hub_tokenizer(open_clip.get_model_config(name))
+    hub_tokenizer = _hub_tokenizer(open_clip.get_model_config(name))
     options = open_clip.get_pretrained_cfg(name, rest)
     if options:
         checkpoint = _download_tag(source, name, options)
@@ -157,13 +159,10 @@ def _from_hub(repo: str, revision: str | None) -> ClipWeights:
     folder = _snapshot(repo, revision, [*small, "open_clip_*.safetensors"], instead)
     if not list(folder.glob("open_clip_*.safetensors")):
         folder = _snapshot(repo, revision, ["open_clip_pytorch_model.bin"], instead)
-    found = replace(_from_folder(folder), commit=folder.name)
-    if found.hub_tokenizer and not (folder / "tokenizer_config.json").is_file():
-        return replace(found, tokenizer=f"{HUB}{repo}")
-    return found
+    return replace(_from_folder(folder, from_hub=True), commit=folder.name)
 
 
-def _from_folder(folder: Path) -> ClipWeights:
+def _from_folder(folder: Path, *, from_hub: bool = False) -> ClipWeights:
     weights = [p for p in folder.glob("*") if p.suffix in {".safetensors", ".bin", ".pth"}]
     missing = [] if weights else ["open_clip_model.safetensors"]
     if not (folder / FILE).is_file():
@@ -173,13 +172,24 @@ def _from_folder(folder: Path) -> ClipWeights:
             f"no CLIP model in folder {str(folder.absolute())!r}: {' and '.join(missing)} not "
             "found. Expected the layout that open_clip's push_to_hf_hub writes"
         )
-    return ClipWeights(
-        f"{DIR}{folder}", None, f"{DIR}{folder}", _has_hub_tokenizer(read_configuration(folder))
-    )
+    tokenizer = _hub_tokenizer(read_configuration(folder))
+    # A hub repository without tokenizer files means the tokenizer of the name that it gives.
+    if tokenizer and not (from_hub and not (folder / "tokenizer_config.json").is_file()):
+        tokenizer["tokenizer_name"] = str(folder)
+    return ClipWeights(f"{DIR}{folder}", None, f"{DIR}{folder}", tokenizer)
 
 
-def _has_hub_tokenizer(configuration: Mapping[str, Any]) -> bool:
-    return bool(configuration["text_cfg"].get("hf_tokenizer_name"))
+def _hub_tokenizer(configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments of the tokenizer of transformers that a configuration asks for, if it does."""
+    text = configuration["text_cfg"]
+    if not text.get("hf_tokenizer_name"):
+        return None
+    return {
+        **(text.get("tokenizer_kwargs") or {}),
+        "tokenizer_name": text["hf_tokenizer_name"],
+        "context_length": text.get("context_length", CONTEXT_LENGTH),
+        "tokenizer_mode": text.get("tokenizer_mode"),
+    }
 
 
 def _snapshot(repo: str, revision: str | None, files: list[str], instead: str) -> Path:

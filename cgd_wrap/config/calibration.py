@@ -10,6 +10,7 @@ and the lowest of poisoned ones. ``docs/calibration.md`` is made from this modul
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -242,10 +243,17 @@ class Calibration:
         wrong = [
             f"{name}={value!r}"
             for name, value in vars(self).items()
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
+            if isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
         ]
         if wrong:
-            raise ValueError(f"Calibration: {', '.join(wrong)} must be numbers of 0 or more")
+            raise ValueError(f"Calibration: {', '.join(wrong)} must be finite numbers, 0 or more")
+        if not self.no_guidance < self.full_guidance:
+            raise ValueError(
+                f"Calibration: no_guidance={self.no_guidance} must be below "
+                f"full_guidance={self.full_guidance}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -255,7 +263,7 @@ class Calibration:
             ValueError: some names are no thresholds; they are named.
         """
         known = thresholds()
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(map(str, set(values) - set(known)))
         if unknown:
             raise ValueError(f"unknown thresholds {unknown}; they are {sorted(known)}")
         return cls(**values)

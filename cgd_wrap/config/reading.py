@@ -68,7 +68,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-    return {name: as_number(value) for name, value in values.items()}
+    numbers = {name: as_number(value) for name, value in values.items()}
+    if isinstance(numbers.get("calibration"), dict):
+        thresholds = numbers["calibration"]
+        numbers["calibration"] = {name: as_number(value) for name, value in thresholds.items()}
+    return numbers
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:

@@ -203,11 +203,15 @@ class CGDConfig:
     def __post_init__(self) -> None:
         if isinstance(self.prompts, list):  # as YAML and JSON give it
             object.__setattr__(self, "prompts", tuple(self.prompts))
+        if isinstance(self.calibration, Mapping):
+            object.__setattr__(self, "calibration", Calibration.from_dict(self.calibration))
         faults = [
             f"{name}={getattr(self, name)!r} must be {found.expected}"
             for name, found in SETTINGS.items()
             if not found.accepts(getattr(self, name))
         ]
+        if not isinstance(self.calibration, Calibration):
+            faults.append(f"calibration={self.calibration!r} must be a Calibration or a mapping")
         if not faults and self.sigma_triggered > self.sigma_clean:
             faults.append("sigma_triggered must not exceed sigma_clean, or the splits overlap")
         if not faults and self.sigma_slow is not None and self.sigma_slow < self.sigma_clean:

@@ -51,7 +51,8 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
     # Class names and paths are foreign text, so every text value is escaped.
     environment.finalize = lambda value: printable(value) if type(value) is str else value
     result, rows = report.result, report.rows
-    probability = result.calibration.sure_of_poison, result.calibration.unlikely_poison
+    thresholds = result.config.calibration
+    probability = thresholds.sure_of_poison, thresholds.unlikely_poison
     text = environment.from_string(template).render(
         title=report.title,
         counts=result.split.counts(),
@@ -59,7 +60,7 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
         rows=sorted(rows, key=lambda row: -row.lift),
         suspected=[row for row in rows if row.suspected],
         poison_rate=result.poison_estimate.rate,
-        auto=probability if report.config.sigma == "auto" else None,
+        auto=probability if result.config.sigma == "auto" else None,
         figure="data:image/png;base64," + base64.b64encode(picture).decode("ascii"),
         thresholds=report.thresholds,
         worst=_worst(report),
@@ -67,7 +68,7 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
         has_paths=any(report.paths or ()),
         has_images=report.images is not None,
         figures=_figure_tables(report.all_figures),
-        stage_seconds=report.stage_seconds,
+        stage_seconds=report.stage_seconds or {},
         warnings=result.warnings,
         teachers=in_words(result.teachers, report.class_names),
     )

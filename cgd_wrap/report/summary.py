@@ -46,7 +46,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "classes": [asdict(row) for row in report.rows],
         "most_suspicious": most_suspicious(result.entropy_map),
         "figures": report.all_figures,
-        "stage_seconds": dict(report.stage_seconds),
+        "stage_seconds": dict(report.stage_seconds or {}),
         "bad": {index: list(why) for index, why in sorted(result.bad.items())},
     }
     finite: dict[str, Any] = _finite(value)

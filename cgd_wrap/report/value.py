@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.paths import image_path
 from cgd_wrap.metrics import detection_figures
 from cgd_wrap.report.classes import ClassRow, class_rows
@@ -30,7 +29,6 @@ class Report:
     Attributes:
         result: result of the scan.
         class_names: names of the classes, in the order of the labels.
-        config: configuration of the scan; its thresholds are named on the page.
         paths: paths of the samples' files, if known.
         images: raw images by index, for thumbnails.
         poisoned: True for each poisoned sample, if known; adds figures of how well poison is found.
@@ -45,27 +43,25 @@ class Report:
 
     result: ScanResult
     class_names: Sequence[str]
-    config: CGDConfig = field(default_factory=CGDConfig)
     paths: Sequence[str | None] | None = None
     images: Any = None
     poisoned: Bool[Tensor, "n"] | None = None
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Any] | None = None
+    stage_seconds: Mapping[str, float] | None = None
     title: str = TITLE
 
     @classmethod
-    def of(cls, result: ScanResult, subject: Subject, config: CGDConfig, **details: Any) -> Report:
+    def of(cls, result: ScanResult, subject: Subject, **details: Any) -> Report:
         """Make the report of a scan, with paths and images of the scanned samples.
 
         Args:
             result: result of the scan.
             subject: the data, model and CLIP that were scanned.
-            config: configuration of the scan.
             details: ``poisoned``, ``figures``, ``stage_seconds`` and ``title``.
         """
         paths = [image_path(subject.dataset, index) for index in range(len(subject.labels))]
         return cls(
-            result, subject.class_names, config, paths if any(paths) else None,
+            result, subject.class_names, paths if any(paths) else None,
             subject.raw_view(), **details,
         )  # fmt: skip
 
@@ -108,7 +104,7 @@ class Report:
     @property
     def all_figures(self) -> dict[str, Any]:
         """The measured figures; if the true poison is known, also how well the split finds it."""
-        found = dict(self.figures)
+        found = dict(self.figures or {})
         if self.poisoned is not None:
             result = self.result
             detection = detection_figures(result.entropy_map, result.split, self.poisoned)
@@ -118,7 +114,7 @@ class Report:
     @property
     def thresholds(self) -> dict[str, float]:
         """The thresholds of the split, by the names that page and summary give them."""
-        config = self.config
+        config = self.result.config
         found = {
             "clean": config.sigma_clean, "triggered": config.sigma_triggered,
             "slow": config.sigma_slow, "corner": config.corner_cut, "poison": config.poison_cut,

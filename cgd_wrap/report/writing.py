@@ -32,7 +32,7 @@ def write_report(report: Report, folder: str | Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figure = plot_entropy_map(
         result.entropy_map, result.split, folder / "entropy_map.png", poisoned=report.poisoned,
-        sigma_clean=report.config.sigma_clean, sigma_triggered=report.config.sigma_triggered,
+        sigma_clean=result.config.sigma_clean, sigma_triggered=result.config.sigma_triggered,
     )  # fmt: skip
     files = {
         "page": write_page(folder / "report.html", report, figure.read_bytes()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ class Subject:
             TypeError: one of the two models doesn't return logits.
         """
         shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
-        for model in (self.model, self.suspicious_model()):
+        for model in (self.model, self.suspicious_model):
             if model is not None:
                 check_outputs(unwrapped(model), shape, self.class_names)
         return shape
 
+    @cached_property
     def suspicious_model(self) -> nn.Module | None:
         """The suspicious model that the user gave, loaded if the user gave a path; else None."""
         if isinstance(self.suspicious, (str, Path)):
@@ -104,7 +106,7 @@ class Subject:
             options: cache, device and configuration.
         """
         clip = clip_pass(self.clip, self.class_names, raw, options)
-        given = self.suspicious_model()
+        given = self.suspicious_model
         if given is not None:
             view = self.evaluated_images()
             return clip, given_suspicious_pass(given, view, len(raw), options)

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.errors import DatasetError
 from cgd_wrap.functional import Split
 from cgd_wrap.scan.stored_logits import StoredLogits, members_of
@@ -45,7 +44,7 @@ class ScanResult:
         class_knowledge: how well the model that is to be trained knew the classes when the scan
             ended: 0 for a guess, 1 if all clean samples are classified right. None: no setting
             depends on the knowledge, which wasn't measured.
-        calibration: the thresholds that were used.
+        config: the configuration that the scan was made with.
     """
 
     labels: Int[Tensor, "n"]
@@ -59,13 +58,13 @@ class ScanResult:
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     class_knowledge: float | None = None
-    calibration: Calibration = DEFAULT
+    config: CGDConfig = field(default_factory=CGDConfig)
 
     @property
     def trained(self) -> bool:
         """Whether the model knew the classes and is to be repaired; True if not measured."""
         known = self.class_knowledge
-        return known is None or known >= self.calibration.least_knowledge
+        return known is None or known >= self.config.calibration.least_knowledge
 
     @property
     def agreement(self) -> float:
@@ -82,7 +81,8 @@ class ScanResult:
         honest = min(1.0, self.agreement / max(1 - self.poison_estimate.rate, 1e-9))
         chance = 1 / self.teacher.shape[1]
         kappa = (honest - chance) / max(1 - chance, 1e-9)
-        none, full = self.calibration.no_guidance, self.calibration.full_guidance
+        thresholds = self.config.calibration
+        none, full = thresholds.no_guidance, thresholds.full_guidance
         return min(max((kappa - none) / (full - none), 0.0), 1.0)
 
     @classmethod
@@ -156,7 +156,7 @@ class ScanResult:
             poison_probability=poison.float(),
             bad=bad,
             warnings=warnings,
-            calibration=config.calibration,
+            config=config,
         )
 
 

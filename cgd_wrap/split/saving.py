@@ -24,7 +24,7 @@ STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved res
 # Settings that decide the split; a result that was saved under others is refused.
 DECIDING = (
     "sigma", "sigma_clean", "sigma_triggered", "sigma_slow", "corner_cut", "poison_cut",
-    "holdout_fraction", "scaled_clip_logits",
+    "holdout_fraction", "scaled_clip_logits", "reference_scores",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
         "dataset": dataset_fingerprint(subject.dataset),
         "labels": dataset_fingerprint(subject.labels),
         "class_names": list(subject.class_names),
-        "calibration": asdict(config.calibration),
+        **{f"calibration.{name}": value for name, value in asdict(config.calibration).items()},
         **{name: getattr(config, name) for name in DECIDING},
     }
 
@@ -46,7 +46,7 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
         result: result of a scan; the labels are not stored, but their hash is.
         folder: folder of the files; created if missing.
         subject: the data, model and CLIP that were scanned.
-        config: configuration of the scan.
+        config: the guard's configuration. What decided the scan is stored as it was then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"map.{n}": t for n, t in vars(result.entropy_map).items()}
@@ -57,7 +57,7 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
         folder / "guard.json",
         {
             "format": FORMAT,
-            "identity": saved_identity(subject, config),
+            "identity": saved_identity(subject, result.config),
             "teachers": asdict(result.teachers),
             "poison_estimate": result.poison_estimate.as_dict(),
             "warnings": result.warnings,
@@ -65,7 +65,8 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
             "bad": {str(index): reason for index, reason in result.bad.items()},
         },
     )
-    config.to_yaml(folder / "config.yaml")
+    decided = {name: getattr(result.config, name) for name in (*DECIDING, "calibration")}
+    config.replace(**decided).to_yaml(folder / "config.yaml")
 
 
 def saved_config(folder: Path) -> CGDConfig:
@@ -88,7 +89,10 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
     """
     stored = read_saved(folder)
     identity = saved_identity(subject, config)
-    check_fingerprint(folder, stored["identity"], json.loads(json.dumps(identity)))
+    check_fingerprint(
+        folder, stored["identity"], json.loads(json.dumps(identity)),
+        advice="Load it with the data and settings that it was saved under, or scan again.",
+    )  # fmt: skip
     tensors = load_file(folder / "guard.safetensors")
     parts = {
         kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
@@ -104,7 +108,7 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
         bad={int(index): reason for index, reason in stored["bad"].items()},
         warnings=stored["warnings"],
         class_knowledge=stored["class_knowledge"],
-        calibration=config.calibration,
+        config=config,
     )
 
 

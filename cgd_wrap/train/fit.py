@@ -59,8 +59,9 @@ def fit_guarded(
     model: nn.Module,
     protection: Protection,
     accelerator: Accelerator | None,
+    view: Any,
     *,
-    stopping: CleanAccuracyStopping | None = None,
+    validation_loader: DataLoader[Any] | None = None,
     num_workers: int = 0,
     on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
     progress: bool = True,
@@ -71,7 +72,8 @@ def fit_guarded(
         model: image batch -> logits.
         protection: samples, loss and configuration.
         accelerator: device, processes, mixed precision. None: one of the configuration's precision.
-        stopping: as for :func:`fit`.
+        view: ``[i] -> image tensor``, as the model is evaluated: for the held-out part.
+        validation_loader: clean data for the stopping rule. Default: the held-out part.
         num_workers: number of processes that read samples.
         on_epoch: as for :func:`fit`.
         progress: draw a bar on the main process.
@@ -85,6 +87,18 @@ def fit_guarded(
         dataset.base, batch_size=batch_size, num_workers=num_workers
     )
     loader, criterion = protection.protect(plain, None, config.epochs)
+    if validation_loader is not None:
+        stopping: CleanAccuracyStopping | None = CleanAccuracyStopping(
+            validation_loader, config.tolerance
+        )
+    else:
+        stopping = protection.held_out_stopping(config.tolerance, view, num_workers=num_workers)
+    if stopping is None and config.tolerance is not None:
+        logger.warning(
+            "tolerance=%s has no effect: no clean sample is held out (holdout_fraction=%s), and "
+            "there is no validation_loader.",
+            config.tolerance, protection.result.config.holdout_fraction,
+        )  # fmt: skip
     return fit(
         model, loader, criterion, config, accelerator, stopping=stopping,
         image_key=dataset.layout.image, label_key=dataset.layout.label,

@@ -87,10 +87,10 @@ class CGDLoss(nn.Module):
             result: result of the scan. Its guidance share multiplies the guidance weight if the
                 configuration says so.
             criterion: criterion of the user's loop. Default: cross entropy.
-            config: configuration of the training. Default: ``CGDConfig()``.
+            config: configuration of the training. Default: that of the scan.
             table: table of samples, of the same result and configuration. Default: made here.
         """
-        config = (config or CGDConfig()).decided(trained=result.trained)
+        config = (config or result.config).decided(trained=result.trained)
         table = table or SampleTable.for_result(result, config)
         earned = result.guidance_share if config.guidance_by_agreement else 1.0
         assert config.guidance_weight is not None

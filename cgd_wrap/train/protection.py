@@ -75,36 +75,26 @@ class Protection:
         guarded = guarded_loader(loader, self.dataset.base, self.dataset, indices)
         return guarded, self.loss(criterion)
 
-    def stopping(
-        self,
-        tolerance: float | None,
-        loader: DataLoader[Any] | None,
-        view: Any,
-        *,
-        num_workers: int = 0,
+    def held_out_stopping(
+        self, tolerance: float | None, view: Any, num_workers: int = 0
     ) -> CleanAccuracyStopping | None:
-        """Make the stopping rule, which watches accuracy on clean data that isn't trained on.
+        """Make the stopping rule on the part of the clean split that is held out of training.
 
         Args:
             tolerance: percentage points by which accuracy may fall below its best before training
-                stops. None: the configuration's.
-            loader: the user's validation data. None: the held-out part of the clean split, with the
-                images of ``view``.
+                stops. None: training isn't stopped.
             view: ``[i] -> image tensor``, as the model is evaluated.
-            num_workers: worker processes of the loader for the held-out part.
+            num_workers: worker processes of the loader.
 
         Returns:
-            The stopping rule; None if there is no loader and nothing is held out.
+            The stopping rule; None if nothing is held out.
         """
-        if loader is None:
-            indices = self.result.held_out.nonzero().squeeze(1).tolist()
-            if not indices:
-                return None
-            pairs = LabelledImages(view, self.result.labels)
-            loader = DataLoader(
-                Subset(pairs, indices), batch_size=self.config.batch_size,
-                num_workers=num_workers, generator=torch.Generator(),
-            )  # fmt: skip
-        return CleanAccuracyStopping(
-            loader, self.config.tolerance if tolerance is None else tolerance
-        )
+        indices = self.result.held_out.nonzero().squeeze(1).tolist()
+        if not indices:
+            return None
+        pairs = LabelledImages(view, self.result.labels)
+        loader: DataLoader[Any] = DataLoader(
+            Subset(pairs, indices), batch_size=self.config.batch_size,
+            num_workers=num_workers, generator=torch.Generator(),
+        )  # fmt: skip
+        return CleanAccuracyStopping(loader, tolerance)

@@ -164,10 +164,10 @@ class BalancedSampler(Sampler[int]):
 
         Args:
             result: result of the scan.
-            config: configuration of the training. Default: ``CGDConfig()``.
+            config: configuration of the training. Default: that of the scan.
             sharding: ``num_replicas``, ``rank`` and ``drop_last``.
         """
-        return cls(EpochIndices.for_result(result, config or CGDConfig()), **sharding)
+        return cls(EpochIndices.for_result(result, config or result.config), **sharding)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.epochs), self.num_replicas)

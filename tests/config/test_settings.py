@@ -81,3 +81,32 @@ def test_a_given_number_counts_whatever_the_model(name):
     assert config.depends_on_model
     for trained in (True, False):
         assert getattr(config.decided(trained=trained), name) == 0.5
+
+
+@pytest.mark.parametrize("given", [3, None, "default"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_calibration_is_a_value_or_a_mapping(given):
+    with pytest.raises(ValueError, match="calibration"):
+        CGDConfig(calibration=given)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_calibration_can_be_given_as_a_mapping_and_in_part(yaml_file):
+    config = CGDConfig.from_yaml(yaml_file("epochs: 3\ncalibration:\n  far_corner_share: 5e-4\n"))
+    assert config.calibration.far_corner_share == 5e-4
+    assert config.calibration == CGDConfig(calibration={"far_corner_share": 5e-4}).calibration
+    assert config.calibration.evidence_needed == CGDConfig().calibration.evidence_needed
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"no_guidance": 0.7}, "no_guidance=0.7 must be below"),
+        ({"far_corner": float("inf")}, "far_corner=inf"),
+        ({1: 2, "other": 3}, "'1', 'other'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_calibration_without_sense_is_refused(changes, named):
+    with pytest.raises(ValueError, match=named):
+        CGDConfig(calibration=changes)

@@ -196,11 +196,11 @@ def test_the_report_shows_what_the_scan_decided_and_no_second_opinion(
 
 
 def test_the_page_names_the_thresholds_that_the_scan_used(scan: Scan, tmp_path: Path) -> None:
-    result = scan.result(calibration=replace(DEFAULT, sure_of_poison=0.77))
-    report = Report(result, NAMES, CGDConfig(poison_cut=0.42, calibration=result.calibration))
+    config = CGDConfig(poison_cut=0.42, calibration=replace(DEFAULT, sure_of_poison=0.77))
+    report = Report(scan.result(config=config), NAMES)
     text = " ".join(Page(write_report(report, tmp_path)["page"].read_text("utf-8")).text.split())
     assert "than 0.42 are mixed. There, too, all that is likelier than 0.77 is triggered" in text
-    fixed = replace(report, config=CGDConfig(sigma="fixed"))
+    fixed = Report(scan.result(config=CGDConfig(sigma="fixed")), NAMES)
     assert "There, too" not in write_report(fixed, tmp_path)["page"].read_text("utf-8")
 
 

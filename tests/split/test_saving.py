@@ -40,7 +40,7 @@ def test_what_was_saved_comes_back(saved: tuple[CGDGuard, Path]) -> None:
     guard, found = saved[0], loaded(saved)
     assert torch.equal(found.split.clean, guard.split.clean)
     assert found.poison_estimate == guard.poison_estimate
-    assert found.result.calibration == guard.config.calibration
+    assert found.result.config == guard.config
     assert torch.equal(found.result.labels, guard.targets)
 
 
@@ -49,7 +49,7 @@ def test_a_result_of_another_calibration_is_refused_by_name(
     name: str, saved: tuple[CGDGuard, Path]
 ) -> None:
     other = replace(DEFAULT, **{name: getattr(DEFAULT, name) * 1.01})
-    with pytest.raises(CacheMismatchError, match=f"calibration.*{name}"):
+    with pytest.raises(CacheMismatchError, match=rf"calibration\.{name}: .* -> "):
         loaded(saved, calibration=other)
 
 
@@ -80,3 +80,15 @@ def test_the_saved_configuration_is_the_default_and_holds_the_calibration(
     found = CGDGuard.load(tmp_path, guard.model, other.base, class_names=NAMES, clip=other.clip)
     assert found.config == other.config
     assert found.config.calibration.evidence_needed == 4.0
+
+
+def test_what_decided_is_saved_whatever_the_configuration_has_become(tmp_path: Path) -> None:
+    guard = scanned(quick_config())
+    guard.config = guard.config.replace(
+        epochs=7, sigma_clean=0.25, calibration=Calibration(evidence_needed=1.0)
+    )
+    guard.save(tmp_path)
+    found = CGDGuard.load(tmp_path, guard.model, guard.base, class_names=NAMES, clip=guard.clip)
+    assert found.config.epochs == 7
+    assert found.config.sigma_clean == quick_config().sigma_clean
+    assert found.config.calibration == DEFAULT

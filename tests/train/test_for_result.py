@@ -47,8 +47,9 @@ def test_the_loss_is_the_guards(guard: CGDGuard) -> None:
         assert own.last_terms == of_guard.last_terms
 
 
-def test_without_a_configuration_the_default_counts(guard: CGDGuard) -> None:
-    loss = CGDLoss.for_result(guard.result)
+def test_without_a_configuration_that_of_the_scan_counts(guard: CGDGuard) -> None:
+    loss, of_guard = CGDLoss.for_result(guard.result), guard.loss()
     assert isinstance(loss.criterion, nn.CrossEntropyLoss)
-    decided = CGDConfig().decided(trained=guard.result.trained)
-    assert loss.config.unlearning_weight == decided.unlearning_weight
+    assert loss.config == of_guard.config
+    assert torch.equal(loss.share, of_guard.share)
+    assert list(BalancedSampler.for_result(guard.result)) == list(guard.sampler(guard.config.seed))
