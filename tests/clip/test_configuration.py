@@ -10,9 +10,12 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 
 from cgd_wrap.clip import load_zero_shot
 from cgd_wrap.clip.configuration import read_configuration
+from cgd_wrap.clip.loading import load_tokenizer
+from cgd_wrap.clip.weights import locate
 from cgd_wrap.demo.run import CLIP
 from cgd_wrap.errors import ClipLoadError
 
@@ -93,10 +96,16 @@ def test_what_is_no_configuration_is_one_clear_error(text: str, folder: Path) ->
 
 
 def test_every_configuration_that_open_clip_ships_is_allowed(tmp_path: Path) -> None:
+    checked = 0
     for model in open_clip.list_models():
         whole = {"model_cfg": open_clip.get_model_config(model)}
+        network = whole["model_cfg"]["vision_cfg"].get("timm_model_name")
+        if network and not timm.is_model(network.partition(".")[0]):
+            continue  # the oldest timm that we support lacks some
+        checked += 1
         (tmp_path / "open_clip_config.json").write_text(json.dumps(whole))
         assert read_configuration(tmp_path) == whole["model_cfg"]
+    assert checked > 100
 
 
 def test_a_tokenizer_of_transformers_without_code_loads(folder: Path) -> None:
@@ -121,3 +130,28 @@ def test_a_folder_with_code_beside_an_honest_configuration_loads(
 ) -> None:
     load_zero_shot(f"local-dir:{folder}", ["a", "b"])
     assert not (tmp_path / "ran").exists()
+
+
+def test_keys_that_open_clip_never_reads_are_ignored(folder: Path) -> None:
+    path = folder / "open_clip_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "library_name": "open_clip"}))
+    assert read_configuration(folder)["embed_dim"]
+
+
+def test_a_hub_tokenizer_is_made_from_the_configuration_that_was_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository's main branch may say something else than the pinned revision."""
+    change(folder, "text_cfg", hf_tokenizer_name="org/words", tokenizer_kwargs={"clean": "lower"})
+    (folder / "tokenizer_config.json").unlink()
+    monkeypatch.setattr("cgd_wrap.clip.weights._snapshot", lambda *_: folder)
+    monkeypatch.setattr(
+        "open_clip.factory._get_hf_config", lambda *_, **__: pytest.fail("read again, unchecked")
+    )
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("open_clip.tokenizer.HFTokenizer", lambda **given: asked.append(given))
+    load_tokenizer(locate("hf-hub:org/repo", revision="v1"))
+    assert asked == [
+        {"tokenizer_name": "org/words", "clean": "lower", "context_length": 16,
+         "tokenizer_mode": None, "trust_remote_code": False}
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
+from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config import presets
@@ -92,3 +93,39 @@ def test_from_scratch_is_what_the_default_is_for_an_untrained_model():
 
 def test_the_paper_does_not_ask_what_the_model_knows():
     assert not CGDConfig.paper().depends_on_model
+
+
+# --- what a stopping rule gets of it ------------------------------------------------------------
+
+
+def loader_of(guard: CGDGuard) -> DataLoader:
+    return DataLoader(guard.base, 40)
+
+
+def test_fit_without_tolerance_runs_on_whatever_the_guards_is() -> None:
+    config = quick_config(tolerance=1e-9, epochs=3)
+    guard = CGDGuard(
+        tiny_net(), tensors(), NAMES, clip=TintReader(), config=config, progress=False
+    ).scan()
+    assert len(guard.fit(tolerance=None, learning_rate=1.0)) == 3
+
+
+def test_a_tolerance_without_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = quick_config(holdout_fraction=0.0, epochs=1)
+    guard = CGDGuard(
+        tiny_net(), tensors(), NAMES, clip=TintReader(), config=config, progress=False
+    ).scan()
+    guard.fit(tolerance=2.0)
+    assert "tolerance=2.0 has no effect" in caplog.text
+    caplog.clear()
+    guard.fit(tolerance=2.0, validation_loader=loader_of(guard))
+    assert "no effect" not in caplog.text
+
+
+def test_a_validation_loader_needs_no_scan() -> None:
+    guard = CGDGuard(
+        tiny_net(), tensors(), NAMES, clip=TintReader(), config=quick_config(), progress=False
+    )
+    stopping = guard.stopping(3.0, loader=loader_of(guard))
+    assert stopping is not None
+    assert stopping.rule.tolerance == 3.0

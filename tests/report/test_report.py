@@ -210,3 +210,9 @@ def test_missing_jinja_names_the_extra(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'cgd-wrap\[report\]'"):
         write_report(scan.report(), tmp_path)
+
+
+def test_none_means_no_figures_and_no_seconds(scan: Scan, tmp_path: Path) -> None:
+    files = write_report(scan.report(figures=None, stage_seconds=None), tmp_path)
+    summary = json.loads(files["summary"].read_text())
+    assert summary["figures"] == summary["stage_seconds"] == {}
