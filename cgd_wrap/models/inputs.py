@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,8 +17,6 @@ from cgd_wrap.errors import BadSampleError
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
 from cgd_wrap.randomness import kept_rng
-
-logger = logging.getLogger(__name__)
 
 FALLBACK_SIZE = (224, 224)  # pixels, for raw images of varying size
 

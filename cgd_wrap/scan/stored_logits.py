@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from cgd_wrap.clip.several import mean_log_softmax
 from cgd_wrap.scan.store import UnitStore
-
-logger = logging.getLogger(__name__)
 
 BadRows = dict[int, list[str | None]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,8 +20,6 @@ from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import seeded
-
-logger = logging.getLogger(__name__)
 
 STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, as long as batches hold 32 samples or more
 
