@@ -254,6 +254,7 @@ class CGDGuard:
         kept = self._kept
         if kept is None or kept.result is not self.result or kept.config != config:
             kept = self._kept = Protection(self.result, config, self.dataset)
+            kept.log_epoch_length()
         return kept
 
     def attach(

@@ -26,6 +26,7 @@ from cgd_wrap.config.setting import (
 _POSITIVE = number(0, float("inf"), above=True, below=True)
 _AT_LEAST_0 = number(0, float("inf"), below=True)
 _WEIGHT = number(0, float("inf"), below=True, optional=True)
+_GROWTH = number(1, float("inf"), below=True, optional=True)
 _SHARE, _OPTIONAL_SHARE = number(0, 1), number(0, 1, optional=True)
 CODE = "reference code"
 
@@ -118,6 +119,10 @@ class CGDConfig:
         all samples, are drawn up to five times an epoch. Fewer draws taught too little: of
         low-frequency triggers at 1%, on real CIFAR-10, 6.0% attack success were left without and
         2.3% with it.""")
+    max_epoch_growth: float | None = setting(2.0, SAMPLES, _GROWTH, paper=None,
+        text="""How many times as long an epoch's clean part may become by filling up small classes.
+        Beyond that the loss weighs the draws of small classes up, so that every class counts as
+        much as the largest. None fills all classes up, however long the epoch becomes.""")
     keep_mixed: bool = setting(True, SAMPLES, flag(), paper=True,
         text="Whether batches hold mixed samples. These carry no loss, but BatchNorm sees them.")
     # --- what is read and scored ---

@@ -26,9 +26,10 @@ CHECK_EVERY = 100  # steps between checks for untagged batches on a GPU, as a ch
 
 
 def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, "classes"]:
-    """Share of an epoch's indices that are clean samples of each class, in [0, 1]."""
+    """Share of an epoch's indices that are clean samples of each class, times the class' weight."""
     labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
-    return torch.bincount(labels[clean], minlength=table.num_classes) / max(len(indices), 1)
+    counts = torch.bincount(labels[clean], minlength=table.num_classes)
+    return counts * table.tensors["class_weight"] / max(len(indices), 1)
 
 
 class CGDLoss(nn.Module):
@@ -140,7 +141,7 @@ class CGDLoss(nn.Module):
             clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
             pull = table["guidance_weight"][index] * triggered
             push = table["triggered_weight"][index] * triggered
-            by_class = class_weight(self.criterion, outputs)
+            by_class, balance = class_weight(self.criterion, outputs), table["class_weight"]
             alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
             assert alpha is not None
             assert beta is not None
@@ -149,9 +150,9 @@ class CGDLoss(nn.Module):
                 alpha=alpha, beta=beta,
                 temperature=self.config.temperature, epsilon=self.config.epsilon,
                 weights=SampleWeights(guidance=pull, unlearning=push),
-                clean_nll=self._per_sample(outputs, labels),
+                clean_nll=self._per_sample(outputs, labels) * balance[labels],
                 normalisers=self._normalisers(
-                    tagged, clean * by_class[labels], pull, push, by_class,
+                    tagged, clean * (by_class * balance)[labels], pull, push, by_class,
                     over_processes=self.training and outputs.requires_grad and is_distributed(),
                 ),
             )  # fmt: skip

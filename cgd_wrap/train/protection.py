@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,10 @@ from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 from cgd_wrap.train.tags import SampleTable
+
+logger = logging.getLogger(__name__)
+
+LONG_EPOCH = 2.5  # times the dataset; no epoch gets there under the default settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,17 @@ class Protection:
     def epoch_indices(self) -> EpochIndices:
         """The indices that each epoch holds."""
         return EpochIndices.for_result(self.result, self.config, self.table)
+
+    def log_epoch_length(self) -> None:
+        """Log how much longer than the dataset an epoch is; a warning where it is much longer."""
+        drawn, given = len(self.epoch_indices), len(self.result.labels)
+        bound = self.config.max_epoch_growth
+        logger.log(
+            logging.WARNING if drawn > LONG_EPOCH * given else logging.INFO,
+            "An epoch of the guarded samples holds %d, %.1f times the dataset's %d: small classes "
+            "are drawn more often (max_epoch_growth=%s), and weigh up to %.1f in the loss.",
+            drawn, drawn / given, given, bound, float(self.table.tensors["class_weight"].max()),
+        )  # fmt: skip
 
     def loss(self, criterion: Criterion | None = None) -> CGDLoss:
         """Wrap the user's criterion in the guarded loss. Default: cross entropy."""

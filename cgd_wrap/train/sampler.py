@@ -32,6 +32,7 @@ class EpochIndices:
         seed: seed of the balancing, the exposure and the order.
         exposure: how clean samples are exposed to suspicious images, or None.
         run: number of epochs of the training, where known.
+        growth: as for :func:`~cgd_wrap.functional.split.class_draws`.
     """
 
     labels: Int[Tensor, "n"]
@@ -40,6 +41,7 @@ class EpochIndices:
     seed: int = 0
     exposure: Exposure | None = None
     run: int | None = None
+    growth: float | None = None
 
     @classmethod
     def for_result(
@@ -64,17 +66,17 @@ class EpochIndices:
             times=times,
             seed=config.seed,
             exposure=_exposure(table, config),
+            growth=config.max_epoch_growth,
         )
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
-        balanced = int(counts.max()) * int((counts > 0).sum()) if counts.numel() else 0
-        return balanced + int(self.times.sum())
+        return int(functional.class_draws(counts, self.growth).sum() + self.times.sum())
 
     def of(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch, clean samples first; the same on every process and machine."""
         clean = functional.balanced_indices(
-            self.labels, self.clean, generator=self._generator(epoch)
+            self.labels, self.clean, generator=self._generator(epoch), growth=self.growth
         )
         return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
 
