@@ -175,7 +175,7 @@ def test_too_many_bad_samples_end_the_scan(tmp_path: Path) -> None:
     options = {"record_bad": True, "batch_size": 100}
     with pytest.raises(DatasetError, match=r"4 samples .* max_bad_fraction allows \(3 of 1054\)"):
         scan(images, tmp_path / "a", max_bad_fraction=3 / 1054, **options)
-    assert not (tmp_path / "a" / "00001.json").exists()
+    assert not (tmp_path / "a" / "00001.safetensors").exists()
     scan(images, tmp_path / "b", max_bad_fraction=4 / 1054, **options)
 
 
