@@ -77,9 +77,9 @@ def _open_clip_pass(
     )  # fmt: skip
     assert isinstance(model, OpenClipZeroShot)
     store = options.open_store(name, len(raw), model.fingerprint())
-    if options.runtime.is_main:
-        # Text and request in one file: a kill can't leave the one without the other.
-        notes = {"request": request, "image_side": model.fingerprint()}
+    # Text and request in one file: a kill can't leave the one without the other.
+    notes = {"request": request, "image_side": model.fingerprint()}
+    if options.runtime.is_main and not (known and known[1] == notes):
         write_sealed(path, vars(model.text()), place, notes)
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
