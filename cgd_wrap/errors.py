@@ -46,6 +46,10 @@ class CacheMismatchError(CGDError, RuntimeError):
         self.fields = dict(fields)
 
 
+class StoredFileError(CGDError, RuntimeError):
+    """A stored file is damaged and can't be made again, or its place can't be written to."""
+
+
 class ScanIncompleteError(CGDError, RuntimeError):
     """Some units of a scan were not delivered by the process that owns them.
 

@@ -20,7 +20,7 @@ from cgd_wrap.models.inputs import check_outputs, input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.processes import Runtime
-from cgd_wrap.scan.clip_pass import clip_pass
+from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
 from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
@@ -105,6 +105,7 @@ class Subject:
             shape: shape of the model's inputs, from :meth:`input_shape`.
             options: cache, device and configuration.
         """
+        options.check_stores([*store_names(self.clip), "suspicious"])
         clip = clip_pass(self.clip, self.class_names, raw, options)
         given = self.suspicious_model
         if given is not None:
