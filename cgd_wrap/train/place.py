@@ -91,7 +91,7 @@ class Place:
 
 
 def content_hash(value: Any) -> str:
-    """Hash a dataclass: the bytes of its tensors, and its other fields; 16 hexadecimal digits."""
+    """Hash tensors by their bytes, dataclasses and sequences by their parts; 16 hex digits."""
     total = blake2b(digest_size=8)
     _hash_into(total, value)
     return total.hexdigest()
@@ -100,6 +100,9 @@ def content_hash(value: Any) -> str:
 def _hash_into(total: blake2b, value: Any) -> None:
     if isinstance(value, Tensor):
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _hash_into(total, part)
     elif is_dataclass(value):
         for field in fields(value):
             total.update(field.name.encode())
