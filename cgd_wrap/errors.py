@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 
 class CGDError(Exception):
@@ -60,6 +62,22 @@ class ScanIncompleteError(CGDError, RuntimeError):
     def __init__(self, message: str, missing: Sequence[int]) -> None:
         super().__init__(message)
         self.missing = list(missing)
+
+
+class TrainingDivergedError(CGDError, RuntimeError):
+    """A loss, gradient or weight of a training stopped being a finite number.
+
+    Attributes:
+        step: number of the first such step of the training, from 1.
+        epoch: number of the epoch that the step belongs to, from 1.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step, self.epoch = step, epoch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), step=self.step, epoch=self.epoch), self.args
 
 
 class ClipLoadError(CGDError, RuntimeError):

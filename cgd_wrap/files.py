@@ -147,12 +147,16 @@ def differing_fields(
 
 
 def check_fingerprint(
-    where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, advice: str = CACHE_ADVICE
+    where: Path | str,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    advice: str = CACHE_ADVICE,
 ) -> None:
     """Refuse stored results whose fingerprint isn't the wanted one.
 
     Args:
-        where: file or folder of the results, for the message.
+        where: file or folder of the results, or their name, for the message.
         found: the stored fingerprint.
         wanted: the fingerprint of what is asked for now.
         advice: what the user can do about it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,8 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.saving import load_result, save_result, saved_config
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
-from cgd_wrap.train.fit import EpochRecord, fit_guarded
+from cgd_wrap.train.epochs import EpochRecord
+from cgd_wrap.train.fit import fit_guarded
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.protection import Protection
 from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
@@ -144,10 +146,9 @@ class CGDGuard:
         raw = subject.raw_view()
         shape = subject.input_shape(raw)
         options = PassOptions(
-            folder=self.cache_dir or self._temporary_cache.folder(runtime),
-            dataset=subject.identity(raw), num_classes=len(self.class_names), config=config,
+            folder=self.cache_dir or self._temporary_cache.folder(runtime), config=config,
+            dataset=subject.identity(raw), num_classes=len(self.class_names), overwrite=overwrite,
             runtime=runtime, num_workers=self.num_workers, progress=self.progress,
-            overwrite=overwrite,
         )  # fmt: skip
         logits = subject.passes(raw, shape, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
@@ -281,20 +282,22 @@ class CGDGuard:
 
     def fit(
         self, *, validation_loader: DataLoader[Any] | None = None,
-        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None, **changes: Any,
+        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+        checkpoint_dir: str | Path | None = None, resume: bool = True, **changes: Any,
     ) -> list[EpochRecord]:  # fmt: skip
         """Train the model in place with the guarded loss; return a record of each epoch.
 
-        Args:
-            validation_loader: clean data for the stopping rule. Default: the held-out part.
-            on_epoch: called after each epoch, on every process, with its record and the model.
-            changes: settings of the training, such as ``epochs=4``; a ValueError for others.
+        An interrupted training goes on from ``checkpoint_dir`` (default: ``fit`` in ``cache_dir``).
+        ``validation_loader`` is for the stopping rule (default: the held-out part); ``changes`` are
+        settings such as ``epochs=4``. See :func:`cgd_wrap.train.fit.fit_guarded` for the rest.
         """
-        config = self.config.for_training(changes, has_accelerator=self.accelerator is not None)
+        changed = copy.copy(self)
+        changed.config = self.config.for_training(changes, has_accelerator=bool(self.accelerator))
         return fit_guarded(
-            self.model, self._protection(config), self.accelerator, self.subject.evaluated_images(),
-            validation_loader=validation_loader, num_workers=self.num_workers,
-            on_epoch=on_epoch, progress=self.progress,
+            self.model, self._protection(changed.config), self.accelerator,
+            changed.stopping(loader=validation_loader),
+            checkpoint_dir=checkpoint_dir or (self.cache_dir and self.cache_dir / "fit"),
+            resume=resume, num_workers=self.num_workers, on_epoch=on_epoch, progress=self.progress,
         )  # fmt: skip
 
     def drill(self, attack: Any = "badnets", **options: Any) -> Any:
@@ -308,8 +311,7 @@ class CGDGuard:
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 
-        ``details`` are ``poisoned``, ``figures``, ``stage_seconds`` and ``title`` of a
-        :class:`cgd_wrap.report.Report`.
+        ``details`` are ``poisoned``, ``figures``, ``stage_seconds``, ``title`` of the report.
         """
         from cgd_wrap.report import Report, write_report
 
@@ -329,11 +331,8 @@ class CGDGuard:
     def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
         """Make a guard of the same data from the result that :meth:`save` wrote.
 
-        ``options`` are further arguments of the class; ``config`` is by default as saved.
-
-        Raises:
-            CacheMismatchError: the folder belongs to other data, class names, thresholds or
-                calibration; the fields that differ are named.
+        ``options`` are further arguments of the class; ``config`` is by default as saved. See
+        :func:`cgd_wrap.split.saving.load_result` for errors.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

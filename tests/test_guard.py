@@ -609,7 +609,7 @@ def test_public_names():
     assert cgd_wrap.__all__ == [
         "BadSampleError", "BalancedSampler", "CGDConfig", "CGDError", "CGDGuard", "CGDLoss",
         "CacheMismatchError", "ClipLoadError", "DatasetError", "EntropyMap", "MissingExtraError",
-        "ScanIncompleteError", "Split", "StoredFileError", "functional",
+        "ScanIncompleteError", "Split", "StoredFileError", "TrainingDivergedError", "functional",
     ]  # fmt: skip
     assert all(hasattr(cgd_wrap, name) for name in cgd_wrap.__all__)
 

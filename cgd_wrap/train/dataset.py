@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,8 +79,8 @@ class BalancedView(Dataset[Any]):
     """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
 
     The view holds the clean samples, with each class filled up to the size of the largest, and
-    triggered and mixed samples as the configuration says. The labels are tags. The indices of an
-    epoch lie in shared memory, so that persistent workers see :meth:`set_epoch`.
+    triggered and mixed samples as the configuration says. The labels are tags. Epoch and indices
+    lie in shared memory, so that persistent workers see :meth:`set_epoch`.
 
     Args:
         dataset: the guarded dataset.
@@ -90,7 +90,7 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.indices = epochs.shuffled(0).share_memory_()
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class BalancedView(Dataset[Any]):
         return self.dataset.__getitems__([unpack(value) for value in packed])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("dataset", "epochs", "epoch", "indices"):
+        if name.startswith("_") or name in ("dataset", "epochs", "indices"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -117,12 +117,30 @@ class BalancedView(Dataset[Any]):
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose samples the view holds, from 0."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Draw the samples, exposures and order of an epoch, which the epoch's number decides."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.indices.copy_(self.epochs.shuffled(epoch))
 
     def set_run(self, epochs: int | None) -> None:
         """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
         self.epochs = self.epochs.in_run_of(epochs)
         self.set_epoch(self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch as JSON values; how far it is served is known to the host's own sampler."""
+        return {"epoch": self.epoch, **self.epochs.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Hold the epoch of a saved state; later epochs are set by the host.
+
+        Raises:
+            CacheMismatchError: the state is of other data or another split; what differs is named.
+        """
+        self.epochs = self.epochs.restored(state_dict)
+        self.set_epoch(state_dict["epoch"])
