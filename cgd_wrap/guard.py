@@ -17,6 +17,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import find_layout
 from cgd_wrap.data.classes import names_and_labels
 from cgd_wrap.data.layout import check_same_length
+from cgd_wrap.data.unchanged import Seen
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
@@ -145,16 +146,14 @@ class CGDGuard:
         shape = subject.input_shape(raw)
         options = PassOptions(
             folder=self.cache_dir or self._temporary_cache.folder(runtime),
-            dataset=subject.identity(raw), num_classes=len(self.class_names), config=config,
-            runtime=runtime, num_workers=self.num_workers, progress=self.progress,
-            overwrite=overwrite,
+            is_kept=self.cache_dir is not None, dataset=subject.identity(raw),
+            num_classes=len(self.class_names), config=config, runtime=runtime,
+            num_workers=self.num_workers, progress=self.progress, overwrite=overwrite,
         )  # fmt: skip
         logits = subject.passes(raw, shape, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
         if config.depends_on_model:
-            known = subject.class_knowledge(
-                raw, shape, result.split.clean, runtime, seed=config.seed, progress=self.progress
-            )
+            known = subject.class_knowledge(raw, shape, result.split.clean, options)
             result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
@@ -165,7 +164,8 @@ class CGDGuard:
 
     def _adopt(self, result: ScanResult) -> None:
         announce(result, self.class_names, self.config)
-        self._result, self._view = result, None
+        self._result, self._view, self._kept = result, None, None
+        self._seen = Seen.of(self.targets, self.subject.raw_view())
 
     @property
     def subject(self) -> Subject:
@@ -221,8 +221,8 @@ class CGDGuard:
     @property
     def balanced_view(self) -> BalancedView:
         """An epoch's samples as a dataset, for hosts that own their sampler; one object for all."""
-        if self._view is None:
-            self._view = BalancedView(self.dataset, self.epoch_indices())
+        indices, view = self.epoch_indices(), self._view
+        self._view = BalancedView(self.dataset, indices) if view is None else view
         return self._view
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
@@ -250,10 +250,11 @@ class CGDGuard:
         return self._protection(self.config).protect(loader, criterion, epochs)
 
     def _protection(self, config: CGDConfig) -> Protection:
-        """The parts of a training; made again only if result or configuration have changed."""
-        kept = self._kept
-        if kept is None or kept.result is not self.result or kept.config != config:
-            kept = self._kept = Protection(self.result, config, self.dataset)
+        """The parts of a training, as long as the data are those of the scan (DatasetError)."""
+        kept, result = self._kept, self.result
+        self._seen.check(self.base, self.layout, None if kept else self.subject.raw_view)
+        if kept is None or kept.config != config:
+            kept = self._kept = Protection(result, config, self.dataset)
         return kept
 
     def attach(
@@ -331,8 +332,7 @@ class CGDGuard:
         ``options`` are further arguments of the class; ``config`` is by default as saved.
 
         Raises:
-            CacheMismatchError: the folder belongs to other data, class names, thresholds or
-                calibration; the fields that differ are named.
+            CacheMismatchError: the folder belongs to other data or settings; the fields are named.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

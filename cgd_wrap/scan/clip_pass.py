@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from cgd_wrap.clip import ClipText, OpenClipZeroShot, ZeroShot, load_zero_shot
 from cgd_wrap.clip.several import Clips, as_list
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import RawView, check_deterministic
-from cgd_wrap.data.fingerprint import dataset_fingerprint
+from cgd_wrap.data.code import describe_class
+from cgd_wrap.data.fingerprint import parts
+from cgd_wrap.data.identity import settled_parts
+from cgd_wrap.data.probes import spread
 from cgd_wrap.files import read_json, write_atomically, write_json
 from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.randomness import kept_rng
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
 
@@ -113,22 +118,52 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
 def _other_zero_shot_pass(
     clip: ZeroShot, raw: RawView, options: PassOptions, name: str
 ) -> StoredLogits:
-    described = getattr(clip, "fingerprint", None)
-    if callable(described):
-        fingerprint = {"zero_shot": described()}
-    elif isinstance(clip, nn.Module):
-        fingerprint = {"zero_shot": type(clip).__qualname__, "weights": hash_weights(clip)}
+    if isinstance(clip, nn.Module):
         clip.to(options.runtime.device)
-    else:
-        fingerprint = {"zero_shot": dataset_fingerprint(clip, ignore=())}
+    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
+    fingerprint = _describe_zero_shot(clip, view, options.runtime.device)
     store = options.open_store(name, len(raw), fingerprint)
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return clip.logits(images)
 
-    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
     options.scan(view, score, store, title=_title(name))
     return StoredLogits(store, stored_logits)
+
+
+def _describe_zero_shot(clip: ZeroShot, view: Dataset[Tensor], device: Any) -> dict[str, Any]:
+    """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
+
+    An object's own ``fingerprint()`` stands for all that the object holds, but not for its code.
+    The classifier scores an image before and between two looks: what loads late is there then, and
+    what counts or caches shows itself.
+    """
+    own = getattr(clip, "fingerprint", None)
+
+    def describe() -> dict[str, str]:
+        if not callable(own):
+            return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
+        code, held = describe_class(type(clip)), getattr(clip, "__dict__", {})
+        functions = {name: held[name] for name in ("logits", "preprocess") if name in held}
+        return parts({"code": code.text, **code.values, **functions}, "zero_shot", ignore=())
+
+    images = iter(spread(len(view), 8))  # type: ignore[arg-type]
+
+    def use() -> None:
+        for index in images:
+            with suppress(Exception):  # unreadable, or unfit: the scan says so
+                image = view[index]
+                with torch.no_grad(), kept_rng():
+                    clip.logits(torch.stack([image, image]).to(device))
+                return
+
+    use()
+    found = settled_parts(describe, use)
+    if callable(own):
+        found["zero_shot fingerprint"] = own()
+    elif isinstance(clip, nn.Module):
+        found["weights"] = hash_weights(clip)
+    return found
 
 
 class _Preprocessed(Dataset[Tensor]):

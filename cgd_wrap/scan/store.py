@@ -25,6 +25,7 @@ from torch import Tensor
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
 from cgd_wrap.files import (
     FORMAT,
+    agreed,
     check_fingerprint,
     content_hash,
     differing_fields,
@@ -70,6 +71,7 @@ class UnitStore:
         """
         wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
         path = folder / "manifest.json"
+        wanted = agreed((read_json(path) or {}).get("fingerprint", {}), wanted)
         store = cls(folder, rows, content_hash(json.dumps(wanted, sort_keys=True).encode()))
         if path.exists():
             manifest = read_json(path) or {}
