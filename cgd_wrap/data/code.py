@@ -31,6 +31,9 @@ KIND_OF_FUNCTION = (
     inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR
     | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 )  # fmt: skip
+SETTING = frozenset(
+    f"{how}_{what}" for how in ("STORE", "DELETE") for what in ("GLOBAL", "DEREF", "ATTR")
+)
 MOST_VALUES, MOST_BYTES = 10_000, 2**20  # of a global variable that counts
 THIS_PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -83,14 +86,17 @@ def describe_class(kind: type, *, whole: bool = False) -> Code:
     if not methods:
         return Code(named, {})
     running = set(methods) if whole else _running(methods)
-    total, values, used = blake2b(digest_size=8), dict[str, Any](), set[str]()
+    total, values = blake2b(digest_size=8), dict[str, Any]()
+    used, rebound = set[str](), set[str]()
     for name in sorted(running):
         for function in methods[name]:
             summary = _summary(function.__code__)
             total.update(f"{name} {summary.hash} ".encode())
             values |= {f"{name}.{key}": value for key, value in _values_of(function).items()}
             used |= summary.names
-    values |= {key: value for key, value in constants.items() if key in used and counts(value)}
+            rebound |= summary.rebound
+    settings = used - rebound
+    values |= {key: value for key, value in constants.items() if key in settings and counts(value)}
     return Code(f"{named} {total.hexdigest()}", values)
 
 
@@ -172,8 +178,8 @@ class _Summary:
         hash: hash of the bytecode with its constants and names, nested functions included.
         names: names of all attributes and global variables.
         read: names of the global variables that it reads.
-        rebound: names of the variables, global or of enclosing functions, that it sets: these are
-            state, not settings.
+        rebound: names of the variables, global or of enclosing functions, and of the attributes
+            that it sets: these are state, not settings.
     """
 
     hash: str
@@ -190,7 +196,7 @@ def _summary_of(code: CodeType, identity: int) -> _Summary:
         for step in dis.get_instructions(part):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 read.add(step.argval)
-            elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"):
+            elif step.opname in SETTING:
                 rebound.add(step.argval)
     total = blake2b(repr(_content(code)).encode(), digest_size=8)
     return _Summary(

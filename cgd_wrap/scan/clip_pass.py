@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cgd_wrap.data.code import describe_class
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
 from cgd_wrap.data.probes import spread
+from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.files import read_json, write_atomically, write_json
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.randomness import kept_rng
@@ -121,8 +123,11 @@ def _other_zero_shot_pass(
     if isinstance(clip, nn.Module):
         clip.to(options.runtime.device)
     view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
-    fingerprint = _describe_zero_shot(clip, view, options.runtime.device)
-    store = options.open_store(name, len(raw), fingerprint)
+    describe = partial(_describe_zero_shot, clip, view, options.runtime.device)
+    try:  # a finished pass is read without asking the classifier
+        store = options.open_store(name, len(raw), describe(use=options.begins(name)))
+    except CacheMismatchError:
+        store = options.open_store(name, len(raw), describe(use=True))
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return clip.logits(images)
@@ -131,34 +136,41 @@ def _other_zero_shot_pass(
     return StoredLogits(store, stored_logits)
 
 
-def _describe_zero_shot(clip: ZeroShot, view: Dataset[Tensor], device: Any) -> dict[str, Any]:
+def _describe_zero_shot(
+    clip: ZeroShot, view: Dataset[Tensor], device: Any, *, use: bool
+) -> dict[str, Any]:
     """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
 
     An object's own ``fingerprint()`` stands for all that the object holds, but not for its code.
-    The classifier scores an image before and between two looks: what loads late is there then, and
-    what counts or caches shows itself.
+
+    Args:
+        clip: the classifier.
+        view: images that it can score.
+        device: where it scores them.
+        use: let it score an image before the first look and between two looks: what loads late is
+            there then, and what counts or caches shows itself.
     """
-    own = getattr(clip, "fingerprint", None)
+    own, held = getattr(clip, "fingerprint", None), getattr(clip, "__dict__", {})
 
     def describe() -> dict[str, str]:
         if not callable(own):
             return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
-        code, held = describe_class(type(clip)), getattr(clip, "__dict__", {})
+        code = describe_class(type(clip))
         functions = {name: held[name] for name in ("logits", "preprocess") if name in held}
         return parts({"code": code.text, **code.values, **functions}, "zero_shot", ignore=())
 
     images = iter(spread(len(view), 8))  # type: ignore[arg-type]
 
-    def use() -> None:
-        for index in images:
+    def score() -> None:
+        for index in images if use and held else ():  # what holds nothing can't change
             with suppress(Exception):  # unreadable, or unfit: the scan says so
                 image = view[index]
                 with torch.no_grad(), kept_rng():
                     clip.logits(torch.stack([image, image]).to(device))
                 return
 
-    use()
-    found = settled_parts(describe, use)
+    score()
+    found = settled_parts(describe, score)
     if callable(own):
         found["zero_shot fingerprint"] = own()
     elif isinstance(clip, nn.Module):
