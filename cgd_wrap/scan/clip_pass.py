@@ -17,6 +17,7 @@ from cgd_wrap.clip.several import Clips, as_list
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import RawView, check_deterministic
 from cgd_wrap.data.fingerprint import dataset_fingerprint
+from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
@@ -67,9 +68,14 @@ def _open_clip_pass(
     path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
     known = read_sealed(path, place)
     if known and known[1]["request"] == request:
-        store = options.open_store(name, len(raw), known[1]["image_side"])
-        if store.is_complete():
-            return StoredLogits(store, _from_features(ClipText(**known[0])))
+        try:
+            store = options.open_store(name, len(raw), known[1]["image_side"])
+            if store.is_complete():
+                return StoredLogits(store, _from_features(ClipText(**known[0])))
+        except CacheMismatchError as error:
+            if set(error.fields) - set(known[1]["image_side"]):
+                raise
+            known = None  # the text is of another CLIP of this name: copied from another cache
     model = load_zero_shot(
         clip, class_names,
         prompts=config.prompts, precision=config.clip_precision, device=options.runtime.device,
