@@ -20,6 +20,7 @@ from cgd_wrap.errors import (
     DatasetError,
     MissingExtraError,
     ScanIncompleteError,
+    StoredFileError,
 )
 from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
@@ -44,5 +45,6 @@ __all__ = [
     "MissingExtraError",
     "ScanIncompleteError",
     "Split",
+    "StoredFileError",
     "functional",
 ]

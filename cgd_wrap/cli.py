@@ -13,6 +13,7 @@ from typing import Any
 import cgd_wrap
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import CGDError
+from cgd_wrap.files import write_atomically
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
 
 USER_ERRORS = (CGDError, ValueError, TypeError, FileNotFoundError)
@@ -159,14 +160,14 @@ def _defend_result(args: argparse.Namespace) -> None:
 
 
 def _defend_images(args: argparse.Namespace) -> None:
-    from safetensors.torch import save_model
+    from cgd_wrap.models.weights import write_weights
 
     guard = _guard(args).scan()
     _finish(guard, args.out)
     for record in guard.fit():
         print(json.dumps(record.as_dict()))
     args.weights_out.parent.mkdir(parents=True, exist_ok=True)
-    save_model(guard.model, str(args.weights_out))
+    write_weights(guard.model, args.weights_out)
     print(f"repaired weights: {args.weights_out}")
 
 
@@ -202,7 +203,7 @@ def _finish(guard: CGDGuard, folder: Path) -> None:
 
 def _write_figures(path: Path, figures: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_atomically(path, json.dumps(figures, indent=1).encode())
 
 
 def _print_files(files: dict[str, Path]) -> None:

@@ -35,7 +35,7 @@ class BadSampleError(DatasetError):
 
 
 class CacheMismatchError(CGDError, RuntimeError):
-    """A cache folder was written for other data or settings.
+    """A cache folder was written for other data or settings, or by another version.
 
     Attributes:
         fields: name of each field that differs -> (value in the cache, value now).
@@ -44,6 +44,10 @@ class CacheMismatchError(CGDError, RuntimeError):
     def __init__(self, message: str, fields: Mapping[str, tuple[object, object]]) -> None:
         super().__init__(message)
         self.fields = dict(fields)
+
+
+class StoredFileError(CGDError, RuntimeError):
+    """A stored file is damaged and isn't made again by itself, or its folder can't be used."""
 
 
 class ScanIncompleteError(CGDError, RuntimeError):

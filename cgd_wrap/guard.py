@@ -133,11 +133,11 @@ class CGDGuard:
             overwrite: replace results in ``cache_dir`` that were made for other data or settings.
 
         Raises:
-            CacheMismatchError: ``cache_dir`` is of other data or settings; the fields are named.
+            CacheMismatchError: ``cache_dir`` is of other data, settings or versions, named here.
             ClipLoadError: CLIP's trained weights can't be had.
             DatasetError: samples can't be read (BadSampleError names the first, unless
                 ``config.on_bad_sample`` allows it), a view is random, a class has no clean sample.
-            ScanIncompleteError: another process failed.
+            ScanIncompleteError, StoredFileError: another process failed; ``cache_dir`` is unusable.
             ValueError: the model's outputs don't fit the classes.
         """
         check_clips(self.clip, self.config)  # the user may have changed either attribute
@@ -308,8 +308,7 @@ class CGDGuard:
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 
-        ``details`` are ``poisoned``, ``figures``, ``stage_seconds`` and ``title`` of a
-        :class:`cgd_wrap.report.Report`.
+        ``details`` are optional fields of a :class:`cgd_wrap.report.Report`, such as ``title``.
         """
         from cgd_wrap.report import Report, write_report
 
@@ -332,7 +331,8 @@ class CGDGuard:
         ``options`` are further arguments of the class; ``config`` is by default as saved.
 
         Raises:
-            CacheMismatchError: the folder belongs to other data or settings; the fields are named.
+            CacheMismatchError: it is of other data, names, thresholds or versions, which are named.
+            StoredFileError: the saved file is damaged.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

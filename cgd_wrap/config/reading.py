@@ -18,6 +18,7 @@ from cgd_wrap.config.reference_files import (
     translated,
 )
 from cgd_wrap.config.setting import Setting
+from cgd_wrap.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as YAML, in its order."""
+    """Write a mapping as YAML, in its order; as a whole file or not at all."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text.encode())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cgd_wrap.files import write_atomically
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.randomness import seeded
 
@@ -91,11 +93,35 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     return loaded
 
 
+def write_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights as a safetensors file, as a whole or not at all.
+
+    Weights that have several names are written under the first, as ``safetensors`` does it:
+    :func:`load_checkpoint` and ``safetensors.torch.load_model`` read them.
+
+    Raises:
+        OSError: the file can't be written; on a full disk, with the bytes needed and free.
+    """
+    tensors: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in model.state_dict().items():
+        memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or memory not in seen:
+            tensors[name] = tensor.detach().cpu().clone().contiguous()
+            seen.add(memory)
+    write_atomically(path, safetensors.torch.save(tensors, {"format": "pt"}))
+
+
 def hash_weights(model: nn.Module) -> str:
+    """Hash a model's tensors: see :func:`hash_tensors`."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hash of every tensor's name, type, shape and bytes, in the order of the names."""
     digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return f"blake2b:{digest.hexdigest()}"

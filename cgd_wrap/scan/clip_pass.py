@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -24,11 +23,11 @@ from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
 from cgd_wrap.data.probes import spread
 from cgd_wrap.errors import CacheMismatchError
-from cgd_wrap.files import read_json, write_atomically, write_json
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
+from cgd_wrap.sealed import read_sealed, write_sealed
 
 
 def clip_pass(
@@ -50,8 +49,7 @@ def clip_pass(
     Raises:
         DatasetError: a raw image differs each time it is read; nothing is left in the cache.
     """
-    clips = as_list(clip)
-    stores = ["clip", *(f"clip-{number}" for number in range(2, len(clips) + 1))]
+    clips, stores = as_list(clip), store_names(clip)
     # Checked first, so that a failed scan doesn't claim the cache for its arguments.
     if any(options.begins(store) for store in stores):
         check_deterministic(raw, "clip_dataset")
@@ -64,17 +62,26 @@ def clip_pass(
     return CombinedLogits.of(passes)
 
 
+def store_names(clip: Clips) -> list[str]:
+    """Names of the passes of one or several CLIPs: ``clip``, ``clip-2``, ..."""
+    return ["clip", *(f"clip-{number}" for number in range(2, len(as_list(clip)) + 1))]
+
+
 def _open_clip_pass(
     clip: str, class_names: Sequence[str], raw: RawView, options: PassOptions, name: str
 ) -> StoredLogits:
-    folder, config = options.folder / name, options.config
-    request = _clip_request(clip, class_names, config)
-    known = read_json(folder / "text.json")
-    if known and known["request"] == request and (folder / "text.safetensors").is_file():
-        store = options.open_store(name, len(raw), known["image_side"])
-        if store.is_complete():
-            text = ClipText(**load_file(folder / "text.safetensors"))
-            return StoredLogits(store, _from_features(text))
+    config, request = options.config, _clip_request(clip, class_names, options.config)
+    path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
+    known = read_sealed(path, place)
+    if known and known[1]["request"] == request:
+        try:
+            store = options.open_store(name, len(raw), known[1]["image_side"])
+            if store.is_complete():
+                return StoredLogits(store, _from_features(ClipText(**known[0])))
+        except CacheMismatchError as error:
+            if set(error.fields) - set(known[1]["image_side"]):
+                raise
+            known = None  # the text is of another CLIP of this name: copied from another cache
     model = load_zero_shot(
         clip, class_names,
         prompts=config.prompts, precision=config.clip_precision, device=options.runtime.device,
@@ -82,10 +89,10 @@ def _open_clip_pass(
     )  # fmt: skip
     assert isinstance(model, OpenClipZeroShot)
     store = options.open_store(name, len(raw), model.fingerprint())
-    if options.runtime.is_main:
-        text_side = {n: t.detach().cpu() for n, t in vars(model.text()).items()}
-        write_atomically(folder / "text.safetensors", save(text_side))
-        write_json(folder / "text.json", {"request": request, "image_side": model.fingerprint()})
+    # Text and request in one file: a kill can't leave the one without the other.
+    notes = {"request": request, "image_side": model.fingerprint()}
+    if options.runtime.is_main and not (known and known[1] == notes):
+        write_sealed(path, vars(model.text()), place, notes)
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return model.features(images, precision="fp32" if full_precision else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.identity import merged
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
-from cgd_wrap.scan.store import UnitStore
+from cgd_wrap.scan.store import UnitStore, check_store
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,24 @@ class PassOptions:
     is_kept: bool = True
     overwrite: bool = False
 
-    def open_store(self, name: str, rows: int, fingerprint: Mapping[str, Any]) -> UnitStore:
+    def check_stores(self, names: Sequence[str]) -> None:
+        """Refuse a cache, before anything is computed, in which some pass can't be stored.
+
+        Raises:
+            CacheMismatchError: a store was written by another version of this library.
+            StoredFileError: a folder is a file, or a link that leads out of the cache.
+        """
+        for name in names:
+            check_store(self.folder / name, overwrite=self.overwrite)
+
+    def open_store(
+        self, name: str, rows: int, fingerprint: Mapping[str, Any], derived: Sequence[str] = ()
+    ) -> UnitStore:
         """Open the store of a pass, under the fingerprints of the dataset and of the pass."""
-        whole = merged(self.dataset, fingerprint)
-        return UnitStore.open(self.folder / name, rows, whole, overwrite=self.overwrite)
+        return UnitStore.open(
+            self.folder / name, rows, merged(self.dataset, fingerprint),
+            derived=derived, overwrite=self.overwrite,
+        )  # fmt: skip
 
     def begins(self, name: str) -> bool:
         """Whether a pass has no store yet, or a store that may be replaced."""

@@ -23,7 +23,7 @@ from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import check_outputs, input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import load_checkpoint
-from cgd_wrap.scan.clip_pass import clip_pass
+from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.kept_knowledge import kept_knowledge
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
@@ -114,6 +114,7 @@ class Subject:
             shape: shape of the model's inputs, from :meth:`input_shape`.
             options: cache, device and configuration.
         """
+        options.check_stores([*store_names(self.clip), "suspicious"])
         options = replace(options, dataset=merged(options.dataset, decoder_versions()))
         clip = clip_pass(self.clip, self.class_names, raw, options)
         given = self.suspicious_model

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cgd_wrap.data import check_deterministic
-from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
-from cgd_wrap.files import (
-    agreed,
-    check_fingerprint,
-    differing_fields,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from cgd_wrap.errors import StoredFileError
+from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
-from cgd_wrap.models.weights import fresh_copy, hash_weights
+from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.store import UnitStore
 from cgd_wrap.scan.stored_logits import StoredLogits, stored_logits
 from cgd_wrap.scan.suspicious_training import train_suspicious
+from cgd_wrap.sealed import read_sealed, read_sealed_json, write_sealed, write_sealed_json
+
+logger = logging.getLogger(__name__)
 
 
 def trained_suspicious_pass(
@@ -46,7 +43,8 @@ def trained_suspicious_pass(
 ) -> StoredLogits:
     """Train fresh copies of the model briefly, then score every sample by their mean logits.
 
-    Trained weights are kept in the cache, run by run; a finished pass needs no model at all.
+    Trained weights are kept in the cache, run by run; a finished pass needs no model at all. A run
+    whose file is damaged is trained again; if its weights then differ, the pass is done again.
 
     Args:
         model: gives the architecture; not changed.
@@ -65,30 +63,30 @@ def trained_suspicious_pass(
                     "seed": config.seed})
     )  # fmt: skip
     training = _claim_training(folder, training, options)
-    paths = [folder / f"run-{run}.safetensors" for run in range(config.suspicious_runs)]
-    runtime.barrier()  # all processes must agree on what is missing, since they train together
-    missing = [path for path in paths if not path.is_file()]
-    runtime.barrier()
-    for run, path in enumerate(paths):
-        if path not in missing:
-            continue
+    runs = _StoredRuns(folder, content_hash(json.dumps(training, sort_keys=True).encode()))
+    numbers = range(config.suspicious_runs)
+    # All processes must agree on what is missing, since they train together.
+    missing = runs.missing(numbers) if runtime.is_main else []
+    for run in json.loads(runtime.share(json.dumps(missing))):
         fresh = fresh_copy(model, seed=config.seed + run)
         trained = train_suspicious(
             fresh, view, labels, indices, config, runtime,
             run=run, num_workers=options.num_workers, progress=options.progress,
         )  # fmt: skip
         if runtime.is_main:
-            _save_model(trained, path)
+            runs.write(run, trained)
         runtime.barrier()
 
     def load() -> list[nn.Module]:
-        copies = [fresh_copy(model, seed=0) for _ in paths]
-        for copy, path in zip(copies, paths, strict=True):
-            load_model(copy, path)
+        copies = [fresh_copy(model, seed=0) for _ in numbers]
+        for run, copy in zip(numbers, copies, strict=True):
+            copy.load_state_dict(runs.trained(run))
         return copies
 
-    weights = [dataset_fingerprint(path.read_bytes()) for path in paths]
-    store = options.open_store("suspicious", len(labels), {**training, "weights": weights})
+    weights = [hash_tensors(runs.trained(run)) for run in numbers]
+    store = options.open_store(
+        "suspicious", len(labels), {**training, "weights": weights}, derived=["weights"]
+    )
     return _model_pass(load, view, store, options)
 
 
@@ -140,30 +138,69 @@ def _model_pass(
     return StoredLogits(store, stored_logits)
 
 
+@dataclass(frozen=True)
+class _StoredRuns:
+    """The weights of trained suspicious models, a sealed file for each run of the training.
+
+    Attributes:
+        folder: folder of the files.
+        training: hash of all that the training depends on; weights of another one don't count.
+    """
+
+    folder: Path
+    training: str
+
+    def write(self, run: int, model: nn.Module) -> None:
+        """Store the weights; weights that are tied are stored under each of their names."""
+        write_sealed(self._file(run), model.state_dict(), self._place(run))
+
+    def read(self, run: int) -> dict[str, Tensor] | None:
+        """Read the weights of a run; None if its file is missing, damaged or another's."""
+        found = read_sealed(self._file(run), self._place(run))
+        return None if found is None else found[0]
+
+    def missing(self, numbers: Sequence[int]) -> list[int]:
+        """List which of some runs are missing or damaged."""
+        missing = [run for run in numbers if self.read(run) is None]
+        for run in missing:
+            if self._file(run).exists():
+                logger.warning("%s is damaged and is trained again.", self._file(run))
+        return missing
+
+    def trained(self, run: int) -> dict[str, Tensor]:
+        """Read the weights of a run that must be there.
+
+        Raises:
+            StoredFileError: the file has been damaged or removed.
+        """
+        weights = self.read(run)
+        if weights is None:
+            raise StoredFileError(f"{self._file(run)} was damaged during the scan; scan again")
+        return weights
+
+    def _file(self, run: int) -> Path:
+        return self.folder / f"run-{run}.safetensors"
+
+    def _place(self, run: int) -> dict[str, Any]:
+        return {"kind": "suspicious weights", "training": self.training, "run": run}
+
+
 def _claim_training(folder: Path, training: dict[str, Any], options: PassOptions) -> dict[str, Any]:
     """Check that stored weights belong to this training, or delete them if overwriting.
 
     Returns:
         The fingerprint of the training, with volatile parts as they are stored.
     """
-    path = folder / "training.json"
-    found = read_json(path)
-    training = agreed(found or {}, training)
+    path, place = folder / "training.json", {"kind": "suspicious training"}
+    found = read_sealed_json(path, place)
+    asked = agreed(found or {}, training)
     if found is not None and not options.overwrite:
-        check_fingerprint(folder, found, training)
-    if found is not None and not differing_fields(found, training):
-        return training
+        check_fingerprint(folder, found, asked)
+    if found is not None and not differing_fields(found, asked):
+        return found
     if options.runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("run-*.safetensors"):
+        for old in folder.glob("run-*.safetensors") if found else ():
             old.unlink()
-        write_json(path, training)
+        write_sealed_json(path, training, place)
     return training
-
-
-def _save_model(model: nn.Module, path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    save_model(model, str(temporary))  # handles tied weights, which save() refuses
-    payload = temporary.read_bytes()
-    temporary.unlink()
-    write_atomically(path, payload)

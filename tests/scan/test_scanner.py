@@ -99,14 +99,15 @@ def test_batch_size_does_not_change_the_scores(tmp_path: Path, batch_size: int) 
 def test_any_number_of_processes_and_workers_writes_the_same_bytes(tmp_path: Path) -> None:
     images = Images(3 * UNIT_SIZE + 1, bad=[5, 2000])
     options = {"record_bad": True, "max_bad_fraction": 1.0, "batch_size": 100}
-    scan(images, tmp_path / "one", **options)
+    one, two, workers = (tmp_path / name / "clip" for name in ("one", "two", "workers"))
+    scan(images, one, **options)
     for rank in (1, 0):
-        scan(images, tmp_path / "two", rank=rank, world=2, **options)
-    scan(images, tmp_path / "workers", num_workers=2, **options)
-    expected = {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()}
-    assert len(expected) == 9
-    for other in ("two", "workers"):
-        assert {p.name: p.read_bytes() for p in (tmp_path / other).iterdir()} == expected
+        scan(images, two, rank=rank, world=2, **options)
+    scan(images, workers, num_workers=2, **options)
+    expected = {p.name: p.read_bytes() for p in one.iterdir()}
+    assert len(expected) == 5
+    for other in (two, workers):
+        assert {p.name: p.read_bytes() for p in other.iterdir()} == expected
 
 
 def test_a_finished_unit_is_not_read_again(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_too_many_bad_samples_end_the_scan(tmp_path: Path) -> None:
     options = {"record_bad": True, "batch_size": 100}
     with pytest.raises(DatasetError, match=r"4 samples .* max_bad_fraction allows \(3 of 1054\)"):
         scan(images, tmp_path / "a", max_bad_fraction=3 / 1054, **options)
-    assert not (tmp_path / "a" / "00001.json").exists()
+    assert not (tmp_path / "a" / "00001.safetensors").exists()
     scan(images, tmp_path / "b", max_bad_fraction=4 / 1054, **options)
 
 
