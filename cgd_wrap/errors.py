@@ -37,7 +37,7 @@ class BadSampleError(DatasetError):
 
 
 class CacheMismatchError(CGDError, RuntimeError):
-    """A cache folder was written for other data or settings.
+    """A cache folder was written for other data or settings, or by another version.
 
     Attributes:
         fields: name of each field that differs -> (value in the cache, value now).
@@ -49,7 +49,7 @@ class CacheMismatchError(CGDError, RuntimeError):
 
 
 class StoredFileError(CGDError, RuntimeError):
-    """A stored file is damaged and can't be made again, or its place can't be written to."""
+    """A stored file is damaged and isn't made again by itself, or its folder can't be used."""
 
 
 class ScanIncompleteError(CGDError, RuntimeError):

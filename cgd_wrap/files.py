@@ -19,6 +19,9 @@ from typing import Any
 
 from cgd_wrap.errors import CacheMismatchError, StoredFileError
 
+VOLATILE = "volatile"  # field of a fingerprint that names the parts that mere use changes
+MOST_LINES = 20  # of a message
+
 FORMAT = 2  # of caches and saved guards; 1 had no seals
 DAY = 24 * 60 * 60  # seconds; no file takes as long to write
 TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})\.(?P<process>\d+)-[0-9a-f]{8}\.tmp")
@@ -146,6 +149,30 @@ def differing_fields(
     return {n: (found.get(n), wanted.get(n)) for n in names if found.get(n) != wanted.get(n)}
 
 
+def agreed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Take over, from a stored fingerprint, the parts that the use of an object changes.
+
+    Each fingerprint may name such parts under ``volatile``. Whether they are the same says nothing.
+
+    Args:
+        found: the stored fingerprint; it may be empty.
+        wanted: the fingerprint of what is asked for now.
+
+    Returns:
+        The wanted fingerprint, equal to the stored one if only volatile parts differ.
+    """
+    if not found:
+        return dict(wanted)
+    changed = {*found.get(VOLATILE, ()), *wanted.get(VOLATILE, ())}
+
+    def is_volatile(name: str) -> bool:
+        cuts = [0, *(i for i, mark in enumerate(name) if mark in ".[ "), len(name)]
+        return name == VOLATILE or any(name[:cut] in changed for cut in cuts)
+
+    kept = {name: value for name, value in wanted.items() if not is_volatile(name)}
+    return kept | {name: value for name, value in found.items() if is_volatile(name)}
+
+
 def check_fingerprint(
     where: Path | str,
     found: Mapping[str, Any],
@@ -166,7 +193,9 @@ def check_fingerprint(
     """
     fields = differing_fields(found, wanted)
     if fields:
-        lines = "\n".join(f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items())
+        each = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items()]
+        more = [f"  and {len(each) - MOST_LINES} more"] if len(each) > MOST_LINES else []
+        lines = "\n".join(each[:MOST_LINES] + more)
         raise CacheMismatchError(
             f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
             f"{advice}",

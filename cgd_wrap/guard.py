@@ -18,6 +18,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import find_layout
 from cgd_wrap.data.classes import names_and_labels
 from cgd_wrap.data.layout import check_same_length
+from cgd_wrap.data.unchanged import Seen
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
@@ -134,11 +135,11 @@ class CGDGuard:
             overwrite: replace results in ``cache_dir`` that were made for other data or settings.
 
         Raises:
-            CacheMismatchError: ``cache_dir`` is of other data or settings; the fields are named.
+            CacheMismatchError: ``cache_dir`` is of other data, settings or versions, named here.
             ClipLoadError: CLIP's trained weights can't be had.
             DatasetError: samples can't be read (BadSampleError names the first, unless
                 ``config.on_bad_sample`` allows it), a view is random, a class has no clean sample.
-            ScanIncompleteError: another process failed.
+            ScanIncompleteError, StoredFileError: another process failed; ``cache_dir`` is unusable.
             ValueError: the model's outputs don't fit the classes.
         """
         check_clips(self.clip, self.config)  # the user may have changed either attribute
@@ -147,15 +148,14 @@ class CGDGuard:
         shape = subject.input_shape(raw)
         options = PassOptions(
             folder=self.cache_dir or self._temporary_cache.folder(runtime), config=config,
-            dataset=subject.identity(raw), num_classes=len(self.class_names), overwrite=overwrite,
-            runtime=runtime, num_workers=self.num_workers, progress=self.progress,
+            is_kept=self.cache_dir is not None, dataset=subject.identity(raw), overwrite=overwrite,
+            num_classes=len(self.class_names), runtime=runtime, num_workers=self.num_workers,
+            progress=self.progress,
         )  # fmt: skip
         logits = subject.passes(raw, shape, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
         if config.depends_on_model:
-            known = subject.class_knowledge(
-                raw, shape, result.split.clean, runtime, seed=config.seed, progress=self.progress
-            )
+            known = subject.class_knowledge(raw, shape, result.split.clean, options)
             result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
@@ -166,7 +166,8 @@ class CGDGuard:
 
     def _adopt(self, result: ScanResult) -> None:
         announce(result, self.class_names, self.config)
-        self._result, self._view = result, None
+        self._result, self._view, self._kept = result, None, None
+        self._seen = Seen.of(self.targets, self.subject.raw_view())
 
     @property
     def subject(self) -> Subject:
@@ -222,8 +223,8 @@ class CGDGuard:
     @property
     def balanced_view(self) -> BalancedView:
         """An epoch's samples as a dataset, for hosts that own their sampler; one object for all."""
-        if self._view is None:
-            self._view = BalancedView(self.dataset, self.epoch_indices())
+        indices, view = self.epoch_indices(), self._view
+        self._view = BalancedView(self.dataset, indices) if view is None else view
         return self._view
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
@@ -251,10 +252,11 @@ class CGDGuard:
         return self._protection(self.config).protect(loader, criterion, epochs)
 
     def _protection(self, config: CGDConfig) -> Protection:
-        """The parts of a training; made again only if result or configuration have changed."""
-        kept = self._kept
-        if kept is None or kept.result is not self.result or kept.config != config:
-            kept = self._kept = Protection(self.result, config, self.dataset)
+        """The parts of a training, as long as the data are those of the scan (DatasetError)."""
+        kept, result = self._kept, self.result
+        self._seen.check(self.base, self.layout, None if kept else self.subject.raw_view)
+        if kept is None or kept.config != config:
+            kept = self._kept = Protection(result, config, self.dataset)
             kept.log_epoch_length()
         return kept
 
@@ -311,7 +313,7 @@ class CGDGuard:
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 
-        ``details`` are ``poisoned``, ``figures``, ``stage_seconds``, ``title`` of the report.
+        ``details`` are optional fields of a :class:`cgd_wrap.report.Report`, such as ``title``.
         """
         from cgd_wrap.report import Report, write_report
 

@@ -69,7 +69,7 @@ def read_sealed(
         return tensors, sealed["notes"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
 
 

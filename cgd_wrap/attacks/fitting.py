@@ -19,8 +19,9 @@ from cgd_wrap.attacks.poisoning import Attack, PoisonedDataset, TriggeredDataset
 from cgd_wrap.attacks.raw import RawSequence, check_raw, check_target, raw_labels
 from cgd_wrap.attacks.surrogate import Material, centred, common_side
 from cgd_wrap.data.class_names import find_class_names
-from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.data.layout import find_layout
+from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import CGDError, DatasetError
 from cgd_wrap.models.small_resnet import small_resnet

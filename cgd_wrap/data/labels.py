@@ -64,7 +64,7 @@ def read_labels(
         BadSampleError: an item cannot be read and ``unreadable`` is None.
     """
     with kept_rng():
-        values = _confirmed_column(dataset, layout)
+        values = confirmed_column(dataset, layout)
         if values is None:
             values = _read_items(dataset, layout, num_workers, progress, unreadable)
     labels = as_class_indices(values, num_classes)
@@ -78,7 +78,7 @@ def read_labels(
     return labels
 
 
-def _confirmed_column(dataset: Any, layout: SampleLayout) -> Any:
+def confirmed_column(dataset: Any, layout: SampleLayout) -> Any:
     """Find the labels as one column, if the column agrees with a few items; else None."""
     column = label_column(dataset, layout)
     if column is None or len(column) != len(dataset):

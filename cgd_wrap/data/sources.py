@@ -194,7 +194,7 @@ def _rebuild(
 
     updates: dict[str, Any] = {}
     for name, value in attributes.items():
-        if strip and _is_image_transform(name, value):
+        if strip and is_image_transform(name, value):
             new = fill if value is not None else None
         elif _is_child(name, value):
             new = follow(value)
@@ -215,7 +215,8 @@ def _rebuild(
     return clone
 
 
-def _is_image_transform(name: str, value: object) -> bool:
+def is_image_transform(name: str, value: object) -> bool:
+    """Whether an attribute of a dataset is a transform of the image, which raw images don't see."""
     if name in TRANSFORM_ATTRIBUTES:
         return True
     about_image = KEPT_WORDS.isdisjoint(name.lower().split("_"))
@@ -230,12 +231,21 @@ def _is_child(name: str, value: object) -> bool:
     return hasattr(type(value), "__getitem__") and hasattr(value, "__dict__")
 
 
+def children_of(dataset: object) -> list[Any]:
+    """The datasets that a dataset holds in its attributes, alone or in a list."""
+    found = list[Any]()
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        each = value if isinstance(value, (list, tuple)) and value else [value]
+        found += each if _is_child(name, each[0]) else []
+    return found
+
+
 def _class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
     """Names of image transforms that are set on the class; an instance attribute can hide them."""
     names = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
     values = {name: inspect.getattr_static(type(dataset), name) for name in names}
     code = {n for n, v in values.items() if inspect.isroutine(v) or inspect.isclass(v)}
-    return {n for n in names - code if callable(values[n]) and _is_image_transform(n, values[n])}
+    return {n for n in names - code if callable(values[n]) and is_image_transform(n, values[n])}
 
 
 def held(dataset: object, name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,13 @@ from cgd_wrap.clip import ClipText, OpenClipZeroShot, ZeroShot, load_zero_shot
 from cgd_wrap.clip.several import Clips, as_list
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import RawView, check_deterministic
-from cgd_wrap.data.fingerprint import dataset_fingerprint
+from cgd_wrap.data.code import describe_class
+from cgd_wrap.data.fingerprint import parts
+from cgd_wrap.data.identity import settled_parts
+from cgd_wrap.data.probes import spread
+from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.randomness import kept_rng
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
 from cgd_wrap.sealed import read_sealed, write_sealed
@@ -67,9 +74,14 @@ def _open_clip_pass(
     path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
     known = read_sealed(path, place)
     if known and known[1]["request"] == request:
-        store = options.open_store(name, len(raw), known[1]["image_side"])
-        if store.is_complete():
-            return StoredLogits(store, _from_features(ClipText(**known[0])))
+        try:
+            store = options.open_store(name, len(raw), known[1]["image_side"])
+            if store.is_complete():
+                return StoredLogits(store, _from_features(ClipText(**known[0])))
+        except CacheMismatchError as error:
+            if set(error.fields) - set(known[1]["image_side"]):
+                raise
+            known = None  # the text is of another CLIP of this name: copied from another cache
     model = load_zero_shot(
         clip, class_names,
         prompts=config.prompts, precision=config.clip_precision, device=options.runtime.device,
@@ -115,22 +127,62 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
 def _other_zero_shot_pass(
     clip: ZeroShot, raw: RawView, options: PassOptions, name: str
 ) -> StoredLogits:
-    described = getattr(clip, "fingerprint", None)
-    if callable(described):
-        fingerprint = {"zero_shot": described()}
-    elif isinstance(clip, nn.Module):
-        fingerprint = {"zero_shot": type(clip).__qualname__, "weights": hash_weights(clip)}
+    if isinstance(clip, nn.Module):
         clip.to(options.runtime.device)
-    else:
-        fingerprint = {"zero_shot": dataset_fingerprint(clip, ignore=())}
-    store = options.open_store(name, len(raw), fingerprint)
+    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
+    describe = partial(_describe_zero_shot, clip, view, options.runtime.device)
+    try:  # a finished pass is read without asking the classifier
+        store = options.open_store(name, len(raw), describe(use=options.begins(name)))
+    except CacheMismatchError:
+        store = options.open_store(name, len(raw), describe(use=True))
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return clip.logits(images)
 
-    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
     options.scan(view, score, store, title=_title(name))
     return StoredLogits(store, stored_logits)
+
+
+def _describe_zero_shot(
+    clip: ZeroShot, view: Dataset[Tensor], device: Any, *, use: bool
+) -> dict[str, Any]:
+    """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
+
+    An object's own ``fingerprint()`` stands for all that the object holds, but not for its code.
+
+    Args:
+        clip: the classifier.
+        view: images that it can score.
+        device: where it scores them.
+        use: let it score an image before the first look and between two looks: what loads late is
+            there then, and what counts or caches shows itself.
+    """
+    own, held = getattr(clip, "fingerprint", None), getattr(clip, "__dict__", {})
+
+    def describe() -> dict[str, str]:
+        if not callable(own):
+            return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
+        code = describe_class(type(clip))
+        functions = {name: held[name] for name in ("logits", "preprocess") if name in held}
+        return parts({"code": code.text, **code.values, **functions}, "zero_shot", ignore=())
+
+    images = iter(spread(len(view), 8))  # type: ignore[arg-type]
+
+    def score() -> None:
+        for index in images if use and held else ():  # what holds nothing can't change
+            with suppress(Exception):  # unreadable, or unfit: the scan says so
+                image = view[index]
+                with torch.no_grad(), kept_rng():
+                    clip.logits(torch.stack([image, image]).to(device))
+                return
+
+    score()
+    found = settled_parts(describe, score)
+    if callable(own):
+        found["zero_shot fingerprint"] = own()
+    elif isinstance(clip, nn.Module):
+        found["weights"] = hash_weights(clip)
+    return found
 
 
 class _Preprocessed(Dataset[Tensor]):

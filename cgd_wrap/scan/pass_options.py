@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.data.identity import merged
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore, check_store
@@ -27,6 +28,7 @@ class PassOptions:
         runtime: device and processes.
         num_workers: number of processes that read images.
         progress: draw progress bars.
+        is_kept: the folder outlives the guard.
         overwrite: replace stored results of other data or settings, instead of raising an error.
     """
 
@@ -37,6 +39,7 @@ class PassOptions:
     runtime: Runtime
     num_workers: int = 0
     progress: bool = True
+    is_kept: bool = True
     overwrite: bool = False
 
     def check_stores(self, names: Sequence[str]) -> None:
@@ -54,7 +57,7 @@ class PassOptions:
     ) -> UnitStore:
         """Open the store of a pass, under the fingerprints of the dataset and of the pass."""
         return UnitStore.open(
-            self.folder / name, rows, {**self.dataset, **fingerprint},
+            self.folder / name, rows, merged(self.dataset, fingerprint),
             derived=derived, overwrite=self.overwrite,
         )  # fmt: skip
 

@@ -24,6 +24,7 @@ from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
 from cgd_wrap.files import (
     CACHE_ADVICE,
     FORMAT,
+    agreed,
     check_fingerprint,
     check_folder,
     clear_leftovers,
@@ -80,17 +81,17 @@ class UnitStore:
             StoredFileError: the folder is a file, or a link that leads out of its parent.
         """
         wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
-        store = cls(folder, rows, content_hash(json.dumps(wanted, sort_keys=True).encode()))
         check_store(folder, overwrite=overwrite)
         clear_leftovers(folder)
         manifest = read_sealed_json(*_manifest(folder))
         if manifest is not None:
             found = manifest["fingerprint"]
+            asked = agreed(found, wanted)
             if not overwrite:
-                asked = {**wanted, **{name: found.get(name) for name in derived}}
-                check_fingerprint(folder, found, asked)
-            if not differing_fields(found, wanted):
-                return store
+                known = {name: found.get(name) for name in derived}
+                check_fingerprint(folder, found, asked | known)
+            if not differing_fields(found, asked):
+                return cls(folder, rows, _hash_of(found))
             logger.warning("Replacing %s, which was made for something else.", folder)
         elif _manifest(folder)[0].exists():
             logger.warning("The manifest of %s is damaged and is written anew.", folder)
@@ -99,7 +100,7 @@ class UnitStore:
         # written new units.
         path, place = _manifest(folder)
         write_sealed_json(path, {"format": FORMAT, "fingerprint": wanted}, place)
-        return store
+        return cls(folder, rows, _hash_of(wanted))
 
     def __len__(self) -> int:
         return -(-self.rows // UNIT_SIZE)
@@ -220,6 +221,10 @@ def check_store(folder: Path, *, overwrite: bool = False) -> None:
             f"reads {FORMAT}), whose files can't be checked for damage. {CACHE_ADVICE}",
             {"format": (version, FORMAT)},
         )
+
+
+def _hash_of(fingerprint: Mapping[str, Any]) -> str:
+    return content_hash(json.dumps(fingerprint, sort_keys=True).encode())
 
 
 def _manifest(folder: Path) -> tuple[Path, dict[str, Any]]:

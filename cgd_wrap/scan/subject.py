@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from cgd_wrap.clip.several import Clips
 from cgd_wrap.data import EvaluatedImages, ModelInputs, RawImages, SampleLayout, find_layout
-from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.fingerprint import dataset_fingerprint
+from cgd_wrap.data.identity import dataset_identity, decoder_versions, merged
+from cgd_wrap.data.pixel_hashes import sample_fingerprint
+from cgd_wrap.data.unchanged import check_length
+from cgd_wrap.models.architecture import describe_model
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import check_outputs, input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import load_checkpoint
-from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.clip_pass import clip_pass, store_names
+from cgd_wrap.scan.kept_knowledge import kept_knowledge
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
 from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
@@ -68,12 +72,17 @@ class Subject:
         return EvaluatedImages(*self.evaluated_view())
 
     def identity(self, raw: RawImages) -> dict[str, Any]:
-        """Fingerprint of the data, JSON values by field, for the cache."""
-        return {
-            "dataset": dataset_fingerprint(self.dataset),
-            "samples": sample_fingerprint(raw),
-            "labels": dataset_fingerprint(self.labels),
-        }
+        """Describe the data, JSON values by field, for what is stored about them.
+
+        Raises:
+            DatasetError: the dataset has grown or shrunk since its labels were read.
+        """
+        check_length(raw, self.labels)
+        given = {"dataset": self.dataset, "clip_dataset": self.clip_dataset}
+        return merged(
+            *(dataset_identity(one, name) for name, one in given.items() if one is not None),
+            {"samples": sample_fingerprint(raw), "labels": dataset_fingerprint(self.labels)},
+        )
 
     def input_shape(self, raw: RawImages) -> tuple[int, int, int]:
         """Find the shape [C, H, W] of the model's inputs, and check the number of its outputs.
@@ -106,16 +115,17 @@ class Subject:
             options: cache, device and configuration.
         """
         options.check_stores([*store_names(self.clip), "suspicious"])
+        options = replace(options, dataset=merged(options.dataset, decoder_versions()))
         clip = clip_pass(self.clip, self.class_names, raw, options)
         given = self.suspicious_model
         if given is not None:
-            view = self.evaluated_images()
-            return clip, given_suspicious_pass(given, view, len(raw), options)
+            view, architecture = self.evaluated_images(), describe_model(given, shape)
+            return clip, given_suspicious_pass(given, architecture, view, len(raw), options)
         readable = torch.ones(len(raw), dtype=torch.bool)
         readable[bad_rows(clip)] = False
-        inputs = ModelInputs(raw, shape[1:], shape[0])
+        inputs, model = ModelInputs(raw, shape[1:], shape[0]), unwrapped(self.model)
         return clip, trained_suspicious_pass(
-            unwrapped(self.model), inputs, {"input": list(shape)},
+            model, describe_model(model, shape), inputs, {"input": list(shape)},
             self.labels, readable.nonzero().squeeze(1), options,
         )  # fmt: skip
 
@@ -124,28 +134,29 @@ class Subject:
         raw: RawImages,
         shape: tuple[int, int, int],
         clean: Bool[Tensor, "n"],
-        runtime: Runtime,
-        *,
-        seed: int,
-        progress: bool,
+        options: PassOptions,
     ) -> float:
         """Measure how well the model knows the classes, on the main process for all processes.
 
-        Other processes may not have loaded the model's weights.
+        Other processes may not have loaded the model's weights. What was measured is kept in the
+        cache: a run that is resumed has other weights, and must go on by the same numbers.
 
         Args:
             raw: the images, from :meth:`raw_view`.
             shape: shape of the model's inputs, from :meth:`input_shape`.
             clean: samples whose labels are to be trusted.
-            runtime: device and processes; all processes get the same answer.
-            seed: seed of the choice of samples.
-            progress: draw a progress bar.
+            options: cache, device and configuration. All processes get the same answer.
         """
+        model, runtime, seed = unwrapped(self.model), options.runtime, options.config.seed
+
+        def measure() -> float:
+            return measured_class_knowledge(
+                model, self.evaluated_images(), lambda: ModelInputs(raw, shape[1:], shape[0]),
+                shape, self.labels, clean, runtime, seed=seed, progress=options.progress,
+            )  # fmt: skip
+
         found = 0.0
         if runtime.is_main:
-            found = measured_class_knowledge(
-                unwrapped(self.model), self.evaluated_images(),
-                lambda: ModelInputs(raw, shape[1:], shape[0]), shape, self.labels, clean,
-                runtime, seed=seed, progress=progress,
-            )  # fmt: skip
+            about = merged(options.dataset, describe_model(model, shape))
+            found = kept_knowledge(measure, about, options)
         return float(runtime.share(repr(found)))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cgd_wrap.data import check_deterministic
-from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.identity import merged
+from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.errors import StoredFileError
-from cgd_wrap.files import check_fingerprint, content_hash, differing_fields
+from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
 from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 def trained_suspicious_pass(
     model: nn.Module,
+    architecture: Mapping[str, Any],
     view: Dataset[Tensor],
     view_description: Mapping[str, Any],
     labels: Int[Tensor, "n"],
@@ -46,6 +48,8 @@ def trained_suspicious_pass(
 
     Args:
         model: gives the architecture; not changed.
+        architecture: what the model computes, JSON values for the fingerprint, from
+            :func:`~cgd_wrap.models.architecture.describe_model`.
         view: the images for the copies, ``[i] -> image tensor``.
         view_description: JSON values that describe the view, for the fingerprint.
         labels: given labels.
@@ -55,10 +59,10 @@ def trained_suspicious_pass(
     config, runtime, folder = options.config, options.runtime, options.folder / "suspicious"
     settings = {k: v for k, v in config.as_dict().items() if k.startswith("suspicious_")}
     training = json.loads(
-        json.dumps({**options.dataset, **view_description, **settings, "seed": config.seed,
-                    "architecture": _architecture(model)})
+        json.dumps({**merged(options.dataset, architecture), **view_description, **settings,
+                    "seed": config.seed})
     )  # fmt: skip
-    _claim_training(folder, training, options)
+    training = _claim_training(folder, training, options)
     runs = _StoredRuns(folder, content_hash(json.dumps(training, sort_keys=True).encode()))
     numbers = range(config.suspicious_runs)
     # All processes must agree on what is missing, since they train together.
@@ -87,12 +91,17 @@ def trained_suspicious_pass(
 
 
 def given_suspicious_pass(
-    model: nn.Module, view: Dataset[Tensor], rows: int, options: PassOptions
+    model: nn.Module,
+    architecture: Mapping[str, Any],
+    view: Dataset[Tensor],
+    rows: int,
+    options: PassOptions,
 ) -> StoredLogits:
     """Score every sample by a suspicious model that the user gave, as it is.
 
     Args:
         model: trained on the same data; its training modes are put back.
+        architecture: what the model computes, as for :func:`trained_suspicious_pass`.
         view: the user's images as the model is evaluated on them, ``[i] -> image tensor``.
         rows: length of the dataset.
         options: cache, device and configuration.
@@ -103,7 +112,7 @@ def given_suspicious_pass(
     if options.begins("suspicious"):
         check_deterministic(view)
     fingerprint = {
-        "architecture": _architecture(model),
+        **architecture,
         "weights": hash_weights(model),
         "eval_dataset_view": sample_fingerprint(view),
     }
@@ -176,22 +185,22 @@ class _StoredRuns:
         return {"kind": "suspicious weights", "training": self.training, "run": run}
 
 
-def _claim_training(folder: Path, training: dict[str, Any], options: PassOptions) -> None:
-    """Check that stored weights belong to this training, or delete them if overwriting."""
+def _claim_training(folder: Path, training: dict[str, Any], options: PassOptions) -> dict[str, Any]:
+    """Check that stored weights belong to this training, or delete them if overwriting.
+
+    Returns:
+        The fingerprint of the training, with volatile parts as they are stored.
+    """
     path, place = folder / "training.json", {"kind": "suspicious training"}
     found = read_sealed_json(path, place)
+    asked = agreed(found or {}, training)
     if found is not None and not options.overwrite:
-        check_fingerprint(folder, found, training)
-    if found is not None and not differing_fields(found, training):
-        return
+        check_fingerprint(folder, found, asked)
+    if found is not None and not differing_fields(found, asked):
+        return found
     if options.runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("run-*.safetensors") if found else ():
             old.unlink()
         write_sealed_json(path, training, place)
-
-
-def _architecture(model: nn.Module) -> str:
-    """Hash a model's class, and the names and shapes of its parameters."""
-    shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
-    return dataset_fingerprint([type(model).__qualname__, shapes])
+    return training

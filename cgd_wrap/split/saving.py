@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.errors import CacheMismatchError, StoredFileError
-from cgd_wrap.files import FORMAT, check_fingerprint
+from cgd_wrap.files import FORMAT, agreed, check_fingerprint
 from cgd_wrap.functional import Split
 from cgd_wrap.scan.subject import Subject
 from cgd_wrap.sealed import read_sealed, write_sealed
@@ -32,10 +31,12 @@ DECIDING = (
 
 
 def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
-    """Collect what a result depends on, as JSON values: data, names, settings, calibration."""
+    """Collect what a result depends on, as JSON values: data, names, settings, calibration.
+
+    Some samples of the dataset are read.
+    """
     return {
-        "dataset": dataset_fingerprint(subject.dataset),
-        "labels": dataset_fingerprint(subject.labels),
+        **subject.identity(subject.raw_view()),
         "class_names": list(subject.class_names),
         **{f"calibration.{name}": value for name, value in asdict(config.calibration).items()},
         **{name: getattr(config, name) for name in DECIDING},
@@ -93,9 +94,9 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
         StoredFileError: the file is damaged.
     """
     tensors, stored = read_saved(folder)
-    identity = saved_identity(subject, config)
+    identity = json.loads(json.dumps(saved_identity(subject, config)))
     check_fingerprint(
-        folder, stored["identity"], json.loads(json.dumps(identity)),
+        folder, stored["identity"], agreed(stored["identity"], identity),
         advice="Load it with the data and settings that it was saved under, or scan again.",
     )  # fmt: skip
     parts = {

@@ -26,6 +26,7 @@ from timm.utils import AverageMeter
 from torch import Tensor, nn
 
 from cgd_wrap.adapters.timm import refuse_mixing
+from cgd_wrap.files import write_atomically
 
 logger = logging.getLogger("train")
 
@@ -196,7 +197,7 @@ def results_folder(args: argparse.Namespace) -> Path:
     if args.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
-        (folder / "args.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+        write_atomically(folder / "args.yaml", yaml.safe_dump(plain).encode())
     return folder
 
 

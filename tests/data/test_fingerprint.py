@@ -28,10 +28,11 @@ from dataset_zoo import (
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-import cgd_wrap.data.fingerprint
+import cgd_wrap.data.leaves
 from cgd_wrap.data import RawImages
-from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.sources import readable
 
 
@@ -205,7 +206,7 @@ def test_neighbours_and_types_are_kept_apart():
 
 
 def test_beyond_the_budget_arrays_count_by_shape(monkeypatch):
-    monkeypatch.setattr(cgd_wrap.data.fingerprint, "MAX_BYTES", 100)
+    monkeypatch.setattr(cgd_wrap.data.leaves, "MAX_BYTES", 100)
     assert dataset_fingerprint(np.zeros(101, np.uint8)) == dataset_fingerprint(
         np.ones(101, np.uint8)
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small_passes import PICTURES, load_clips_once
-from tiny_data import NAMES, quick_config, tiny_net
+from tiny_data import NAMES, Tied, quick_config, tiny_net
 from torch import Tensor
 
 from cgd_wrap import CacheMismatchError, CGDGuard, StoredFileError
@@ -157,6 +157,31 @@ def test_files_that_changed_places_are_done_again(
     (cache / one).write_bytes(stored.files[two])
     (cache / two).write_bytes(stored.files[one])
     assert_redone(cache, stored)
+
+
+def test_a_text_side_of_another_clip_is_done_again(cache: Path, stored: Stored) -> None:
+    """Row 48: copied from a cache that was made when other weights had the same name."""
+    file, place = cache / "clip" / "text.safetensors", {"kind": "text", "pass": "clip"}
+    found = read_sealed(file, place)
+    assert found is not None
+    tensors, notes = found
+    other = {**notes, "image_side": {**notes["image_side"], "weights": "blake2b:0"}}
+    assert set(other["image_side"]) == set(notes["image_side"])
+    write_sealed(file, {name: -tensor for name, tensor in tensors.items()}, place, other)
+    assert_redone(cache, stored)
+
+
+def test_weights_that_are_tied_are_read_again(tmp_path: Path, stored: Stored) -> None:
+    def scanned() -> Tensor:
+        guard = guard_of(tmp_path)
+        guard.model = Tied()
+        return guard.scan().entropy_map.suspicious_rank.nan_to_num()
+
+    first = scanned()
+    (tmp_path / "suspicious" / "00000.safetensors").unlink()
+    before = content(tmp_path)
+    assert torch.equal(scanned(), first)
+    assert content(tmp_path).items() > before.items()
 
 
 def test_overwriting_does_not_make_damage_permanent(cache: Path, stored: Stored) -> None:

@@ -8,11 +8,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from tiny_data import tiny_net
+from tiny_data import Tied, tiny_net
 from torch import nn
 
 from cgd_wrap.models.outputs import unwrapped
-from cgd_wrap.models.weights import fresh_copy, load_checkpoint
+from cgd_wrap.models.weights import fresh_copy, hash_weights, load_checkpoint, write_weights
 
 
 def tiny_vit() -> nn.Module:
@@ -123,6 +123,18 @@ def test_checkpoints_are_read(kind, tmp_path):
     expected, before = tiny_net(seed=5).state_dict(), tiny_net().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model", [tiny_net(seed=5), Tied()], ids=["plain", "tied"])
+def test_written_weights_are_read_by_us_and_by_safetensors(model, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_weights(model, path)
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    assert safetensors.torch.load_model(other, path) == (set(), [])
+    assert hash_weights(other) == hash_weights(model) == hash_weights(load_checkpoint(model, path))
+    assert path.stat().st_size < 1.1 * sum(4 * p.numel() for p in model.parameters()) + 2000
 
 
 class Harmful:

@@ -64,7 +64,7 @@ def guard_of(cache: Path | None, *, model: nn.Module | None = None, size: int = 
     return guard
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     pass
 
 
