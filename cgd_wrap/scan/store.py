@@ -94,7 +94,7 @@ class UnitStore:
                 return cls(folder, rows, _hash_of(found))
             logger.warning("Replacing %s, which was made for something else.", folder)
         elif _manifest(folder)[0].exists():
-            logger.warning("The manifest of %s is damaged and is written anew.", folder)
+            logger.warning("The manifest of %s is damaged or old, and is written anew.", folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Units of the old fingerprint aren't deleted, since another process may already have
         # written new units.
@@ -205,7 +205,7 @@ def check_store(folder: Path, *, overwrite: bool = False) -> None:
     path, _ = _manifest(folder)
     manifest = read_json(path) or {}
     version = manifest.get("format")
-    if not isinstance(version, int):
+    if type(version) is not int:  # not a bool either
         return
     if version > FORMAT:
         raise CacheMismatchError(
