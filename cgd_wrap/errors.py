@@ -65,7 +65,7 @@ class ScanIncompleteError(CGDError, RuntimeError):
 
 
 class TrainingDivergedError(CGDError, RuntimeError):
-    """A loss, gradient or weight of a training stopped being a finite number.
+    """A loss, gradient or weight of a training stopped being a usable number.
 
     Attributes:
         step: number of the first such step of the training, from 1.

@@ -62,6 +62,22 @@ def test_defend_writes_weights_that_load(folder):
     assert not unexpected
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_defend_writes_no_weights_of_a_training_that_diverged(folder, capsys):
+    """FAULTS row 53."""
+    weights = folder / "repaired.safetensors"
+    command = arguments("defend", folder, "--weights-out", str(weights))
+    CGDConfig(
+        suspicious_epochs=1, epochs=1, allow_missing_classes=True, learning_rate=1e30,
+        max_gradient_norm=None, batch_size=16,
+    ).to_yaml(folder / "config.yaml")  # fmt: skip
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert "cgd-wrap: the training has diverged: the " in captured.err
+    assert "repaired" not in captured.out
+    assert not weights.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -65,6 +65,11 @@ class TrainerLoss:
         scaled: Tensor = loss * scale
         return scaled
 
+    @property
+    def sum(self) -> Float[Tensor, ""] | None:
+        """The loss summed up since the last :meth:`take_sums`, if any."""
+        return None if self._sums is None else self._sums.sum()
+
     def take_sums(self) -> Float[Tensor, "3"] | None:
         """Sums of the loss' parts (clean, guidance, unlearning) since the last call, if any."""
         sums, self._sums = self._sums, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import TrainingDivergedError
-from cgd_wrap.models.finite import LOOK_EVERY, FirstBadStep, gradient_norm, not_finite
+from cgd_wrap.models.finite import LOOK_EVERY, MOST_NATS, FirstBadStep, gradient_norm, not_finite
 from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.train.loss import CGDLoss
@@ -77,7 +78,8 @@ class Epochs:
     _never_finite: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._bad = FirstBadStep(("loss", "gradient"), self.accelerator.device)
+        limits = {"loss": MOST_NATS, "gradient": math.inf}
+        self._bad = FirstBadStep(limits, self.accelerator.device)
         self._never_finite = not_finite(unwrapped(self.trained))  # such as masks of attention
 
     @property
@@ -96,7 +98,7 @@ class Epochs:
             stopping: the stopping rule, or None.
 
         Raises:
-            TrainingDivergedError: a loss, gradient or weight isn't finite.
+            TrainingDivergedError: a loss, gradient or weight isn't a usable number.
         """
         started = time.perf_counter()
         self.trained.train()
@@ -157,7 +159,8 @@ class Epochs:
         found = self._bad.look(self.accelerator.gather if several else None)
         if found is not None:
             what, step = found
-            raise self._diverged(f"the {what} of step {step}", step)
+            beyond = f", or beyond {MOST_NATS:.0e} nats" if what == "loss" else ""
+            raise self._diverged(f"the {what} of step {step} is NaN or infinite{beyond}", step)
 
     def _check_weights(self, epoch: int) -> None:
         """At the end of an epoch: the steps' numbers, then the weights that they came to."""
@@ -165,7 +168,8 @@ class Epochs:
         bad = not_finite(unwrapped(self.trained)) - self._never_finite
         if bad:
             step = (epoch + 1) * self.steps
-            raise self._diverged(f"{sorted(bad)[0]!r}, at step {step},", step)
+            name = sorted(bad)[0]
+            raise self._diverged(f"by step {step}, {name!r} holds NaN or infinite values", step)
 
     def _diverged(self, what: str, step: int) -> TrainingDivergedError:
         config, epoch = self.config, (step - 1) // self.steps + 1
@@ -175,9 +179,8 @@ class Epochs:
         if self.accelerator.mixed_precision == "fp16":
             tries.append('mixed_precision="bf16" or "no"')
         return TrainingDivergedError(
-            f"the training has diverged: {what} (epoch {epoch} of {config.epochs}) isn't a finite "
-            "number. The model has its last good weights again. What may help: "
-            f"{', or '.join(tries)}.",
+            f"the training has diverged: {what} (epoch {epoch} of {config.epochs}). The model has "
+            f"its last good weights again. What may help: {', or '.join(tries)}.",
             step=step, epoch=epoch,
         )  # fmt: skip
 

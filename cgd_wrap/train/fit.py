@@ -116,9 +116,10 @@ def fit(
         The records of all epochs, also of those before an interruption.
 
     Raises:
-        TrainingDivergedError: a loss, gradient or weight isn't finite. The model has the weights
-            of the last epoch that the stopping rule accepted again; without a rule, those of the
-            last finite epoch; without one, those from before.
+        TrainingDivergedError: a loss, gradient or weight is NaN or infinite, or a loss beyond
+            ``MOST_NATS``. The model has the weights of the last epoch that the stopping rule
+            accepted again; without a rule, those of the last finite epoch; without one, those from
+            before.
     """
     optimizer = torch.optim.SGD(
         model.parameters(),

@@ -64,12 +64,12 @@ def guard_of(cache: Path | None, *, model: nn.Module | None = None, size: int = 
     return guard
 
 
-class Killed(Exception):  # noqa: N818
+class KilledError(Exception):
     pass
 
 
 def killed_after(
-    epoch: int, guard: CGDGuard, error: type[BaseException] = Killed, **options
+    epoch: int, guard: CGDGuard, error: type[BaseException] = KilledError, **options
 ) -> None:
     """Fit until an epoch is trained on, and die before the end of the next one."""
     left = [epoch]
