@@ -61,7 +61,7 @@ def files_of(dataset: Any) -> list[str]:
     that the dataset names, and single files that an attribute names.
     """
     columns, single = _files(dataset, frozenset())
-    return [*dict.fromkeys(chain.from_iterable([*columns, single]))]
+    return [path for path in dict.fromkeys(chain.from_iterable([*columns, single])) if path]
 
 
 def _files(dataset: Any, above: frozenset[int]) -> tuple[list[list[str]], list[str]]:
@@ -74,9 +74,14 @@ def _files(dataset: Any, above: frozenset[int]) -> tuple[list[list[str]], list[s
         indices = [int(index) for index in dataset.indices]
         return [[column[i] for i in indices] for column in columns], single
     if is_concat(dataset):
-        each = [_files(part, above) for part in dataset.datasets]
-        paths = [path for columns, _ in each for path in chain.from_iterable(columns)]
-        return [paths], [path for _, single in each for path in single]
+        each = [(len(part), *_files(part, above)) for part in dataset.datasets]
+        width = max((len(columns) for _, columns, _ in each), default=0)
+        joined = [
+            [path for length, columns, _ in each
+             for path in (columns[k] if k < len(columns) else [""] * length)]
+            for k in range(width)
+        ]  # fmt: skip
+        return joined, [path for *_, single in each for path in single]
     if is_table(dataset):
         return [_existing(column, [""]) for column in _columns_of_table(dataset)], []
     if is_timm(dataset):

@@ -21,9 +21,9 @@ from cgd_wrap.data.code import is_library_class
 # run, not what they compute.
 BESIDE_THE_FUNCTION = frozenset({
     "_attn_implementation_autoset", "_commit_hash", "_compiled_call_impl", "_flat_weight_refs",
-    "_flat_weights", "_hf_hook", "_is_hf_initialized", "_name_or_path", "_old_forward",
-    "_original_forward", "architectures", "default_cfg", "dtype", "generation_config",
-    "hf_device_map", "name_or_path", "pretrained_cfg", "problem_type", "torch_dtype",
+    "_flat_weights", "_hf_hook", "_is_hf_initialized", "_is_torch_compile", "_name_or_path",
+    "_old_forward", "_original_forward", "architectures", "default_cfg", "dtype",
+    "generation_config", "hf_device_map", "name_or_path", "pretrained_cfg", "problem_type", "torch_dtype",
     "transformers_version", "warnings_issued",
 })  # fmt: skip
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -48,7 +48,7 @@ def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _within(module: nn.Module) -> nn.Module:
     """Take wrappers off a module."""
     while True:
-        inner = module._modules.get("_orig_mod")
+        inner: Any = getattr(module, "_orig_mod", None)
         if isinstance(module, (DataParallel, DistributedDataParallel)):
             inner = module.module
         if inner is None:
@@ -77,7 +77,8 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
         if name not in OF_EVERY_MODULE and is_setting(name) and name != "forward"
         and not (isinstance(value, torch.Tensor) and _is_derived(name, module))
     }  # fmt: skip
-    found["submodules"] = list(module._modules)  # in a Sequential, their order decides
+    if module._modules:
+        found["submodules"] = list(module._modules)  # in a Sequential, their order decides
     found |= {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
     if isinstance(module, torch.fx.GraphModule):
         found["code"] = module.code
