@@ -19,8 +19,8 @@ def no_pickled_code() -> Iterator[None]:
     """Make ``torch.load`` refuse pickled code in here, also where another library calls it.
 
     Needed around open_clip and timm: some versions ask for ``weights_only=False``, or try again
-    without ``weights_only`` after an error that a made-up file can bring about. torch's own switch,
-    an environment variable, overrules them, and is put back on leaving.
+    without ``weights_only`` after an error. torch's own switch, an environment variable, overrules
+    them, and is put back on leaving.
     """
     before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
     os.environ[_FORCE] = "1"
