@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import CGDError, DatasetError
 from cgd_wrap.models.small_resnet import small_resnet
-from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.models.weights import copy_of, hash_weights
 from cgd_wrap.randomness import kept_rng, seeded
 from cgd_wrap.sealed import read_sealed, write_sealed
 
@@ -178,7 +177,7 @@ class FittedAttack(Attack):
         raw = RawSequence(readable(dataset), layout)
         return Material(
             raw=raw, labels=labels, num_classes=num_classes, side=common_side(raw),
-            network=copy.deepcopy(network), normalise=normalise, seed=self.seed,
+            network=copy_of(network), normalise=normalise, seed=self.seed,
             limit=self.surrogate_samples, progress=progress,
         )  # fmt: skip
 

@@ -103,7 +103,7 @@ class Epochs:
         started = time.perf_counter()
         self.trained.train()
         self.criterion.train()
-        sums = torch.zeros(3, device=self.accelerator.device)
+        sums = torch.zeros(3, device=self.accelerator.device, dtype=torch.float32)
         self.loader.set_epoch(epoch)
         for step, batch in enumerate(self.loader):
             if step == self.steps:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import TrainingDivergedError
 from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.supported import check_trainable
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.train.checkpoint import FitCheckpoint, run_of
 from cgd_wrap.train.epochs import EpochRecord, Epochs, GoodWeights
 from cgd_wrap.train.loss import CGDLoss
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@plain_torch(dtype=None)
 def fit_guarded(
     model: nn.Module,
     protection: Protection,
@@ -59,6 +62,7 @@ def fit_guarded(
     """
     from accelerate import Accelerator
 
+    check_trainable(unwrapped(model))
     config, dataset = protection.config, protection.dataset
     accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
     batch_size = max(1, config.batch_size // accelerator.num_processes)
