@@ -118,7 +118,8 @@ def refuse_second_call(outputs: Float[Tensor, "b classes"], targets: Int[Tensor,
     Raises:
         ValueError: these outputs came before, with other tags.
     """
-    node, number = outputs.grad_fn, outputs.output_nr
+    node: Any = outputs.grad_fn
+    number = outputs.output_nr
     while node is not None and node.name() in COPIES:
         node, number = node.next_functions[0]
     if node is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cgd_wrap.randomness import seeded
+from cgd_wrap.train.trials import Trial, devices_of, trials_of
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Way = Callable[[Any, Tensor, Tensor], Tensor]  # criterion, outputs, labels -> loss of each sample
-
-MOST_PROBED = 256  # samples on which a criterion is tried; its classes, if there are fewer
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,15 @@ def take_apart(criterion: Any, classes: int) -> TakenApart:
         _check_reduced(criterion.reduction == "none", criterion)
         return TakenApart(_cross_entropy, True, criterion.reduction)
     fault: Exception | None = None
-    for device in _devices(criterion):
-        outputs, labels = _made_up(classes, device)
+    for device in devices_of(criterion):
+        trials = trials_of(classes, device)
         try:
-            whole = _tried(_called, criterion, outputs, labels)
+            values = [trial.run(_called, criterion) for trial in trials]
         except Exception as error:  # such as tensors in the criterion that lie on another device
             fault = fault or error
             continue
-        _check_reduced(whole.shape == labels.shape, criterion)
-        return _matching(criterion, whole, outputs, labels)
+        _check_reduced(values[0].shape == trials[0].labels.shape, criterion)
+        return _matching(criterion, trials, values)
     raise _not_separable(criterion) from fault
 
 
@@ -129,9 +126,12 @@ def _cross_entropy(criterion: Any, outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _by_attribute(criterion: Any, outputs: Tensor, labels: Tensor) -> Tensor:
-    unreduced = copy.copy(criterion)  # shares its tensors, which .to() moves
-    unreduced.reduction = "none"
-    losses: Tensor = unreduced(outputs, labels)
+    given = criterion.reduction
+    criterion.reduction = "none"  # for a moment: a copy would lose what the criterion remembers
+    try:
+        losses: Tensor = criterion(outputs, labels)
+    finally:
+        criterion.reduction = given
     return losses
 
 
@@ -146,7 +146,9 @@ def _one_by_one(criterion: Any, outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _called(criterion: Any, outputs: Tensor, labels: Tensor) -> Tensor:
-    value: Tensor = criterion(outputs, labels)
+    value = criterion(outputs, labels)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected a tensor, got {type(value).__name__}")
     return value
 
 
@@ -178,60 +180,33 @@ def _parameters(criterion: Any) -> set[str]:
         return set()
 
 
-# --- trying a criterion -------------------------------------------------------------------------
+# --- how the losses of the samples become the criterion's value -----------------------------------
 
 
-def _made_up(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Outputs between 0 and 1, fit for criteria of logits or of probabilities; labels of all kinds.
-
-    There is always another number of samples than of classes: where both are the same, a criterion
-    for soft targets would take the labels for such.
-    """
-    count = min(classes + 1, MOST_PROBED + (classes == MOST_PROBED))
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.rand(count, classes, generator=generator, device="cpu").clamp(0.01, 0.99)
-    labels = torch.arange(count, device="cpu") * classes // count
-    return outputs.to(device), labels.to(device)
-
-
-def _devices(criterion: Any) -> Iterator[torch.device]:
-    """Where the criterion's own tensors lie; otherwise the CPU and, if there is one, the GPU."""
-    if isinstance(criterion, nn.Module):
-        for tensor in (*criterion.parameters(), *criterion.buffers()):
-            yield tensor.device
-            return
-    yield torch.device("cpu")
-    if torch.cuda.is_available():
-        yield torch.device("cuda", torch.cuda.current_device())
-
-
-def _tried(way: Way, criterion: Any, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Compute a criterion in some way, without a trace in the criterion or in random streams."""
-    if isinstance(criterion, nn.Module):
-        with suppress(Exception):  # some modules can't be copied; then the criterion itself is used
-            criterion = copy.deepcopy(criterion)
-    with torch.no_grad(), seeded(0), torch.autocast(outputs.device.type, enabled=False):
-        return way(criterion, outputs, labels)
-
-
-def _matching(criterion: Any, whole: Tensor, outputs: Tensor, labels: Tensor) -> TakenApart:
-    """The first way whose samples have the criterion's value as their mean or sum."""
+def _matching(criterion: Any, trials: list[Trial], values: list[Tensor]) -> TakenApart:
+    """The first way in which the samples have the criterion's values as their mean or sum."""
     fault: Exception | None = None
     found = False
     for way in _ways(criterion):
         try:
-            losses = _tried(way, criterion, outputs, labels)
+            losses = [trial.run(way, criterion) for trial in trials]
         except Exception as error:
             fault = error
             continue
-        if whole.ndim or losses.shape != labels.shape:
+        apart = all(x.shape == trial.labels.shape for x, trial in zip(losses, trials, strict=True))
+        if not apart or values[0].ndim:
             continue
         found = True
-        for weighted in (True, False):
-            divisor = class_weight(criterion if weighted else None, outputs)[labels].sum()
-            for reduction, value in (("mean", losses.sum() / divisor), ("sum", losses.sum())):
-                if torch.allclose(value, whole, rtol=1e-4, atol=1e-6, equal_nan=True):
-                    return TakenApart(way, weighted, reduction)
+        for weighted, reduction in itertools.product((True, False), ("mean", "sum")):
+            apart_so = TakenApart(way, weighted, reduction)
+            made = [
+                _reduced(apart_so, criterion, trial, each)
+                for trial, each in zip(trials, losses, strict=True)
+            ]
+            if torch.allclose(
+                torch.stack(made), torch.stack(values).float(), rtol=1e-4, atol=1e-6, equal_nan=True
+            ):
+                return apart_so
     if not found:
         raise _not_separable(criterion) from fault
     raise ValueError(
@@ -241,6 +216,14 @@ def _matching(criterion: Any, whole: Tensor, outputs: Tensor, labels: Tensor) ->
         "functools.partial(F.cross_entropy, weight=...); otherwise give the criterion a reduction "
         "attribute or argument that knows 'none'."
     )
+
+
+def _reduced(apart: TakenApart, criterion: Any, trial: Trial, losses: Tensor) -> Tensor:
+    """The mean or sum of a batch's losses."""
+    total = losses.float().sum()
+    if apart.reduction == "sum":
+        return total
+    return total / apart.weights(criterion, trial.outputs)[trial.labels].sum()
 
 
 def _check_reduced(is_vector: bool, criterion: Any) -> None:

@@ -128,7 +128,7 @@ class CGDLoss(nn.Module):
                 as in mixup by two calls; or, with ``strict``, a training batch has no tags, or
                 another sampler than the guard's draws the samples.
         """
-        training = self.training and outputs.requires_grad
+        training = self._trains(outputs)
         if targets.ndim != 1 or targets.is_floating_point():
             if training:
                 raise ValueError(
@@ -197,7 +197,7 @@ class CGDLoss(nn.Module):
             normalisers=self._normalisers(
                 tagged, clean, labels, pull, push,
                 self._apart.weights(self.criterion, outputs),
-                over_processes=self.training and outputs.requires_grad and is_distributed(),
+                over_processes=self._trains(outputs) and is_distributed(),
             ),
         )  # fmt: skip
         self.last_terms = LossTerms(*(term.detach() for term in terms))
@@ -252,6 +252,9 @@ class CGDLoss(nn.Module):
         inside = untagged & (labels >= 0)
         divisor = (weights[labels.clamp(min=0)] * inside).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+    def _trains(self, outputs: Tensor) -> bool:
+        return self.training and outputs.requires_grad and torch.is_grad_enabled()
 
     def _check_classes(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
