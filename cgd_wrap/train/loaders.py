@@ -13,7 +13,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.mixing import refuse_mixing
 from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
 from cgd_wrap.train.stateful import check_no_state, make_batches_stateful, stateful_types
 
@@ -41,8 +42,8 @@ def guarded_loader(
 
     Raises:
         TypeError: the loader is of another subclass of DataLoader, or its sampling can't be kept.
-        ValueError: the loader is of another dataset, has been prepared by Accelerate, or has been
-            given a state.
+        ValueError: the loader is of another dataset, has been prepared by Accelerate, has been
+            given a state, or blends labels in its collate function.
     """
     _check(loader, base)
     options = {name: getattr(loader, name) for name in KEPT if hasattr(loader, name)}
@@ -96,11 +97,17 @@ def _check(loader: DataLoader[Any], base: Any) -> None:
             "behaviour would be lost. Build it over guard.balanced_view instead, and wrap the "
             "criterion with guard.loss"
         )
+    if isinstance(loader.dataset, (GuardedDataset, BalancedView)):
+        raise ValueError(
+            "this loader is guarded already: call guard.protect once, before the loop, with the "
+            "loader of your own dataset"
+        )
     if loader.dataset is not base:
         raise ValueError(
             f"the loader's dataset ({type(loader.dataset).__name__}) is not the one that this "
             f"guard was made for ({type(base).__name__}). Make the guard for loader.dataset"
         )
+    refuse_mixing(loader.collate_fn)
     check_no_state(loader)
     batches: Any = loader.batch_sampler
     if batches is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ from cgd_wrap.train.tags import SampleTable
 MOST_REPEATS = 5  # most times that an epoch holds a sample
 
 
+@dataclass
+class Orders:
+    """Whether the order of an epoch was made for any of a result's samplers and views."""
+
+    made: bool = False
+
+
+_orders: WeakKeyDictionary[ScanResult, Orders] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True, eq=False)
 class EpochIndices:
     """The indices that each epoch holds: balanced clean samples, and others at given frequencies.
@@ -36,6 +47,7 @@ class EpochIndices:
         exposure: how clean samples are exposed to suspicious images, or None.
         run: number of epochs of the training, where known.
         growth: as for :func:`~cgd_wrap.functional.split.class_draws`.
+        orders: notes that an order was made; the same for all indices of a result.
     """
 
     labels: Int[Tensor, "n"]
@@ -45,6 +57,7 @@ class EpochIndices:
     exposure: Exposure | None = None
     run: int | None = None
     growth: float | None = None
+    orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def for_result(
@@ -70,7 +83,13 @@ class EpochIndices:
             seed=config.seed,
             exposure=_exposure(table, config),
             growth=config.max_epoch_growth,
+            orders=_orders.setdefault(result, Orders()),
         )
+
+    @property
+    def held(self) -> Bool[Tensor, "n"]:
+        """Samples that epochs hold; the others are held out, unreadable or left out."""
+        return self.clean | (self.times > 0)
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
@@ -85,6 +104,7 @@ class EpochIndices:
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
+        self.orders.made = True
         indices = self.of(epoch)
         if self.exposure is None:
             return indices
