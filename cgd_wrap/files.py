@@ -93,9 +93,9 @@ def check_fingerprint(
     """
     fields = differing_fields(found, wanted)
     if fields:
-        lines = "\n".join(f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items())
+        differing = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in fields.items())
         raise CacheMismatchError(
-            f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
+            f"{where} was made for something else. What differs (stored -> now): {differing}. "
             f"{advice}",
             fields,
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from cgd_wrap.adapters.guarded import Guarded
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | None:

@@ -45,7 +45,7 @@ def load_result_file(path: Path) -> dict[str, Any]:
             says what.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no BackdoorBench result at {path}")
+        raise FileNotFoundError(f"no BackdoorBench result at {str(path)!r}")
     try:
         with torch.serialization.safe_globals(allowed_globals()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)

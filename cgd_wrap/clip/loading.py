@@ -13,9 +13,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights, brief
+from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights
 from cgd_wrap.data.pixels import to_rgb
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.escaping import brief
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from cgd_wrap.config.reference_files import (
     translated,
 )
 from cgd_wrap.config.setting import Setting
+from cgd_wrap.escaping import brief, escaped_logger
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def is_reference(values: Mapping[str, Any]) -> bool:
@@ -45,7 +46,7 @@ def known_settings(values: Mapping[str, Any], settings: Mapping[str, Setting]) -
     Raises:
         ValueError: some names are no settings; they are named.
     """
-    unknown = sorted(set(values) - {*settings, "calibration"})
+    unknown = sorted(map(str, set(values) - {*settings, "calibration"}))
     if unknown:
         raise ValueError(
             f"unknown settings {unknown}; the settings are {sorted(settings)}, or the reference's "
@@ -63,16 +64,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, with numbers such as 5e-4 as numbers.
 
     Raises:
-        ValueError: the file holds no mapping.
+        ValueError: the file is no YAML, holds no mapping, or a setting has parts within parts.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem}") from error
+    except Exception as error:  # yaml's own constructors raise all kinds
+        raise ValueError(f"no YAML that can be read ({brief(error)})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+        raise ValueError(f"expected a mapping of settings, got {type(values).__name__}")
+    for name, value in values.items():
+        parts = value.values() if isinstance(value, dict) else value
+        several = isinstance(value, (dict, list, tuple, set))
+        if several and any(isinstance(part, (dict, list, tuple, set)) for part in parts):
+            # Aliases could make an endless text of it.
+            raise ValueError(f"{name!r}: no setting has parts within parts")
     numbers = {name: as_number(value) for name, value in values.items()}
     if isinstance(numbers.get("calibration"), dict):
         thresholds = numbers["calibration"]
         numbers["calibration"] = {name: as_number(value) for name, value in thresholds.items()}
     return numbers
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Put the path of a settings file before what is wrong with the file.
+
+    Raises:
+        ValueError: something is wrong with the file.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:

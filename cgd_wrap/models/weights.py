@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from cgd_wrap.escaping import brief
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.randomness import seeded
 
@@ -71,7 +72,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     loaded = copy.deepcopy(unwrapped(model))
     try:
         if path.suffix == ".safetensors":
@@ -86,7 +87,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         )
     except Exception as error:
         raise ValueError(
-            f"{path} can't be loaded as weights of {type(loaded).__name__}: {error}"
+            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: {brief(error)}"
         ) from error
     return loaded
 

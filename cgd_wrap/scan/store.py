@@ -9,7 +9,6 @@ one common list, lets any number of processes write without locks.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import (
     FORMAT,
     check_fingerprint,
@@ -33,7 +33,7 @@ from cgd_wrap.files import (
     write_json,
 )
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 UNIT_SIZE = 1024  # rows; a unit is what an interrupted process loses at most
 

@@ -121,7 +121,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     """
     path = folder / "guard.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no saved guard in {folder}: {path.name} is missing")
+        raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {path.name} is missing")
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if stored["format"] > FORMAT:
         raise CacheMismatchError(

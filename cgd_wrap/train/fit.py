@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.train.loss import CGDLoss
@@ -23,7 +23,7 @@ from cgd_wrap.train.stopping import CleanAccuracyStopping
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @dataclass(frozen=True)

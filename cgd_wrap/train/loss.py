@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.functional import LossTerms, Normalisers, SampleWeights, cgd_loss_terms
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
@@ -19,7 +19,7 @@ from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
 from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 __all__ = ["CGDLoss", "Criterion", "clean_share"]
 CHECK_EVERY = 100  # steps between checks for untagged batches on a GPU, as a check waits

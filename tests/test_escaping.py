@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_wrap.report.escaping import csv_text, printable
+from cgd_wrap.escaping import csv_text, printable
 
 
 @pytest.mark.parametrize(
