@@ -9,14 +9,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgd_wrap.cli.ending import say
-from cgd_wrap.cli.images import ImageClasses
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.escaping import brief, escaped_logger
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
 from cgd_wrap.report.figure import require_matplotlib
+
+if TYPE_CHECKING:
+    from cgd_wrap.cli.images import ImageClasses
 
 logger = escaped_logger(__name__)
 
@@ -26,7 +28,9 @@ def demo(args: argparse.Namespace) -> None:
     from cgd_wrap.demo.run import as_table, run_demo
 
     config = CGDConfig.from_yaml(args.config) if args.config else CGDConfig(seed=args.seed)
-    _check_outputs(args.out, args.json)
+    require_matplotlib()
+    _check_folder(args.out)
+    _check_file(args.json)
     result = run_demo(
         args.attack, folder=args.out, config=config, seed=args.seed,
         progress=not args.quiet, say=say,
@@ -82,7 +86,7 @@ def _defend_result(args: argparse.Namespace) -> None:
 def _defend_images(args: argparse.Namespace) -> None:
     from safetensors.torch import save_model
 
-    _check_outputs(args.out, args.weights_out)
+    _check_file(args.weights_out)
     guard = _guard(args).scan(overwrite=bool(args.overwrite))
     _finish(guard, args.out)
     for record in guard.fit():
@@ -94,10 +98,11 @@ def _defend_images(args: argparse.Namespace) -> None:
 def drill(args: argparse.Namespace) -> None:
     """Plant a known backdoor in a copy of a folder of images, defend, and measure."""
     from cgd_wrap.attacks.catalogue import attack_of
+    from cgd_wrap.cli.images import ImageClasses
 
     rate = {} if args.rate is None else {"rate": args.rate}
     attack = attack_of(args.attack, target=args.target, seed=args.seed, **rate)
-    _check_outputs(args.out, args.json)
+    _check_file(args.json)
     guard = _guard(args)
     if args.epochs is not None:
         guard.config = guard.config.replace(epochs=args.epochs)
@@ -138,25 +143,30 @@ def _say_files(files: dict[str, Path]) -> None:
         say(f"{name}: {path}")
 
 
-def _check_outputs(folder: Path, file: Path | None = None) -> None:
-    """Make the folders that results go to: what is in their way is told before the work."""
-    require_matplotlib()
-    for place in (folder, *([file.parent] if file else [])):
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
-    if file is not None and file.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+def _check_folder(place: Path) -> None:
+    """Make a folder that results go to: what is in the way is told before the work."""
+    place.mkdir(parents=True, exist_ok=True)
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _check_file(file: Path | None) -> None:
+    """Make the folder of a file that is written in the end, if there is to be one."""
+    if file is not None:
+        _check_folder(file.parent)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
 
 
 def _guard(args: argparse.Namespace) -> CGDGuard:
     config = _config(args)
-    _check_outputs(args.out)
     if args.out.resolve().is_relative_to(args.images.resolve()):
         raise ValueError(
             f"--out {str(args.out)!r} lies in the folder of images, where it would be read as a "
             "class: choose another place"
         )
+    require_matplotlib()
+    _check_folder(args.out)
     dataset, model = _dataset_and_model(args)
     return CGDGuard(
         model,
@@ -180,6 +190,7 @@ def _dataset_and_model(args: argparse.Namespace) -> tuple[Any, Any]:
     import timm
     from timm.data import create_transform, resolve_data_config
 
+    from cgd_wrap.cli.images import ImageClasses
     from cgd_wrap.models.inputs import check_outputs
     from cgd_wrap.models.weights import load_checkpoint
 
@@ -235,7 +246,7 @@ def _class_names(args: argparse.Namespace, dataset: ImageClasses) -> list[str] |
     try:
         names = args.class_names.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--class-names {file!r} is no text in UTF-8: {error}") from error
+        raise ValueError(f"--class-names {file!r} is no text in UTF-8: {brief(error)}") from error
     if len(names) != len(dataset.classes):
         raise ValueError(
             f"--class-names {file!r} has {len(names)} names, and there are "

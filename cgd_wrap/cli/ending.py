@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from cgd_wrap.errors import CGDError
 from cgd_wrap.escaping import printable
 
-USER_ERRORS = (CGDError, ValueError, TypeError, OSError)
+USER_ERRORS = (CGDError, ValueError, TypeError, OSError, SafetensorError)
 # What messages of the library call by its name in Python, and its name here.
 OPTIONS = (
     (r'config=CGDConfig\(on_bad_sample="record"\)', "--on-bad-sample record"),
@@ -71,7 +74,8 @@ def run(command: Callable[[], None], *, debug: bool, goes_on: bool) -> int:
 def prepare_output() -> None:
     """Log to stderr, and let no character that the terminal can't show end the program."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(_Shown())
     logging.basicConfig(handlers=[handler])

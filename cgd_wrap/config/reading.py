@@ -18,7 +18,7 @@ from cgd_wrap.config.reference_files import (
     translated,
 )
 from cgd_wrap.config.setting import Setting
-from cgd_wrap.escaping import brief, escaped_logger
+from cgd_wrap.escaping import brief, escaped_logger, printable
 
 logger = escaped_logger(__name__)
 
@@ -46,7 +46,7 @@ def known_settings(values: Mapping[str, Any], settings: Mapping[str, Setting]) -
     Raises:
         ValueError: some names are no settings; they are named.
     """
-    unknown = sorted(map(str, set(values) - {*settings, "calibration"}))
+    unknown = sorted(set(values) - {*settings, "calibration"})
     if unknown:
         raise ValueError(
             f"unknown settings {unknown}; the settings are {sorted(settings)}, or the reference's "
@@ -76,6 +76,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"no YAML that can be read ({brief(error)})") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping of settings, got {type(values).__name__}")
+    if numbered := [name for name in values if not isinstance(name, str)]:
+        raise ValueError(f"settings have names, got {numbered[:5]}")
     for name, value in values.items():
         parts = value.values() if isinstance(value, dict) else value
         several = isinstance(value, (dict, list, tuple, set))
@@ -99,7 +101,7 @@ def faults_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
+        raise ValueError(f"{str(path)!r}: {printable(str(error))}") from error
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:

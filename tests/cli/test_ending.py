@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -110,6 +111,14 @@ def test_words_of_python_become_options(text, shown):
 def test_what_is_said_is_escaped_line_by_line(capsys):
     ending.say("two\nlines\x1b]0;title\x07")
     assert capsys.readouterr().out == "two\nlines\\x1b]0;title\\x07\n"
+
+
+def test_a_terminal_that_shows_ascii_alone(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    ending.prepare_output()
+    ending.say("Kr\xe4he \u732b \udce4")
+    assert terminal.buffer.getvalue() == rb"Kr\xe4he \u732b \udce4" + b"\n"
 
 
 def test_a_reader_that_leaves_ends_nothing(monkeypatch):

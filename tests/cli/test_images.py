@@ -13,10 +13,10 @@ from cgd_wrap.data import RawImages, find_layout
 from cgd_wrap.errors import DatasetError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
-WRITTEN = [
+WRITTEN = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".tga", ".jfif",
     ".ico", ".dds", ".qoi", ".PNG", ".JPG", ".WebP", ".TIFF",
-]  # fmt: skip
+)  # fmt: skip
 
 
 def write(root: Path, *places: str) -> Path:
@@ -33,7 +33,9 @@ def places_of(dataset: ImageClasses) -> list[str]:
     return [str(Path(path).relative_to(dataset.root)) for path, _ in dataset.samples]
 
 
-@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize(
+    "suffix", [s for s in WRITTEN if formats_by_suffix().get(s.lower()) in Image.SAVE]
+)
 def test_every_format_that_pillow_decodes_is_read(tmp_path, suffix):
     dataset = ImageClasses(write(tmp_path, f"cat/1{suffix}", "dog/1.png"))
     assert places_of(dataset) == [f"cat/1{suffix}", "dog/1.png"]

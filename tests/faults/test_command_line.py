@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from PIL import Image
 from cgd_wrap import cli
 from cgd_wrap.demo.run import CLIP
 
+# What a user gives may have any type, and must meet our own checks.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 NAMES = ("circle", "square")
 
 
-def write_images(root: Path, per_class: int = 8, names: tuple[str, ...] = NAMES) -> Path:
+def write_images(root: Path, per_class: int = 5, names: tuple[str, ...] = NAMES) -> Path:
     generator = np.random.default_rng(0)
     for name in names:
         (root / name).mkdir(parents=True)
@@ -43,7 +47,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "deep.yaml").write_text("[" * 5000)
     (tmp_path / "laughs.yaml").write_text(
-        "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcd", "bcde"))
+        "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [*{a}, *{a}]" for a, b in pairwise("abcde"))
     )
     (tmp_path / "typo.yaml").write_text("epoch: 3")
     (tmp_path / "number.yaml").write_text("3: 4\nx: 1")
@@ -60,6 +64,7 @@ def run(root: Path, *arguments: str) -> int:
     return cli.main([argument.replace("R/", f"{root}/") for argument in arguments])
 
 
+START = "import sys; from cgd_wrap.cli import main; sys.exit(main())"
 COMMON = ("--model", "test_resnet", "--image-size", "32", "--clip", CLIP, "--quiet")
 SCAN = ("scan", "R/images", "--out", "R/out", *COMMON)
 MISTAKES = {
@@ -77,7 +82,7 @@ MISTAKES = {
     "deep YAML": ((*SCAN, "--config", "R/deep.yaml"), "deep.yaml': no YAML that can be read"),
     "endless YAML": ((*SCAN, "--config", "R/laughs.yaml"), "'b': no setting has parts within"),
     "an unknown setting": ((*SCAN, "--config", "R/typo.yaml"), "unknown settings ['epoch']"),
-    "keys of numbers": ((*SCAN, "--config", "R/number.yaml"), "unknown settings ['3', 'x']"),
+    "keys of numbers": ((*SCAN, "--config", "R/number.yaml"), "settings have names, got [3]"),
     "a wrong setting": ((*SCAN, "--config", "R/value.yaml"), "value.yaml': CGDConfig: epochs="),
     "no such YAML": ((*SCAN, "--config", "R/none.yaml"), "none.yaml': No such file"),
     "a folder as YAML": ((*SCAN, "--config", "R/empty"), "empty': Is a directory"),
@@ -127,6 +132,11 @@ def test_a_mistake_gets_one_line_and_exit_code_1(root, mistake, capsys):
     assert printed == ""
 
 
+def test_a_refused_place_of_results_leaves_the_images_as_they_were(root):
+    run(root, "scan", "R/images", "--out", "R/images/out", *COMMON)
+    assert sorted(path.name for path in (root / "images").iterdir()) == ["circle", "square"]
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(root, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert run(root, *SCAN) == 1
@@ -149,18 +159,8 @@ def test_usage_errors_show_no_escape_sequences(capsys):
     assert r"\x1b]0;title\x07" in error
 
 
-def test_a_changed_folder_is_refused_until_overwrite(root, capsys):
-    (root / "fast.yaml").write_text("suspicious_epochs: 1\nallow_missing_classes: true")
-    scan = (*SCAN, "--config", "R/fast.yaml")
-    assert run(root, *scan) == 0
-    Image.new("RGB", (32, 32)).save(root / "images" / "circle" / "new.png")
-    assert run(root, *scan) == 1
-    assert "or pass --overwrite to replace it" in capsys.readouterr().err
-    assert run(root, *scan, "--overwrite") == 0
-
-
-def test_a_broken_image_names_the_option_that_leaves_it_out(root, capsys):
-    """Row 2, on the command line."""
+def test_errors_name_the_option_that_helps_and_the_option_does(root, capsys):
+    """Rows 2 and 19, on the command line."""
     (root / "fast.yaml").write_text(
         "suspicious_epochs: 1\nallow_missing_classes: true\nmax_bad_fraction: 0.2"
     )
@@ -174,6 +174,11 @@ def test_a_broken_image_names_the_option_that_leaves_it_out(root, capsys):
     summary = json.loads((root / "out" / "report" / "summary.json").read_text())
     assert [reason for reason, *_ in summary["bad"].values()] == ["not_image"]
 
+    (root / "images" / "circle" / "page.png").unlink()
+    assert run(root, *scan) == 1
+    assert "or pass --overwrite to replace it" in capsys.readouterr().err
+    assert run(root, *scan, "--overwrite") == 0
+
 
 def test_classes_in_another_order_than_a_checkpoints_are_told(tmp_path, caplog):
     write_images(tmp_path / "images", 1, ("9", "10"))
@@ -183,13 +188,12 @@ def test_classes_in_another_order_than_a_checkpoints_are_told(tmp_path, caplog):
 
 def test_ctrl_c_says_how_to_go_on(root):
     """Row 41: no traceback, exit code 130, and the same command ends what was begun."""
-    write_images(root / "more", 700)
+    write_images(root / "more", 250)
     arguments = [a.replace("R/", f"{root}/") for a in ("scan", "R/more", *SCAN[2:])]
-    code = "import sys; from cgd_wrap.cli import main; sys.exit(main())"
-    process = start_python("-c", code, *arguments, imports=("cgd_wrap.cli", "timm"))
-    units = root / "out" / "cache"
+    process = start_python("-c", START, *arguments, imports=("cgd_wrap.cli", "timm"))
+    cache = root / "out" / "cache"
     limit = time.monotonic() + 200
-    while not list(units.rglob("unit-*.safetensors")) and process.poll() is None:
+    while not list(cache.rglob("manifest.json")) and process.poll() is None:
         assert time.monotonic() < limit
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -199,27 +203,22 @@ def test_ctrl_c_says_how_to_go_on(root):
     assert error.endswith("cgd-wrap: interrupted; what is done is kept: the same command goes on\n")
 
 
-@pytest.mark.parametrize("lines", ["all", "none"])
-def test_a_strict_terminal_and_a_pipe_that_closes(root, lines):
-    """Names that a terminal can't show are escaped; ``| head`` doesn't end the work."""
+@pytest.mark.slow
+def test_a_scan_ends_though_nobody_reads_its_output(root):
+    """As under ``cgd-wrap scan ... | head -0``, in a terminal that shows ASCII alone."""
     os.rename(root / "images" / "circle", root / "images" / "Kr\xe4he")
-    arguments = [a.replace("R/", f"{root}/") for a in SCAN]
-    arguments[3] = f"{root}/\xe4"
+    arguments = [a.replace("R/", f"{root}/") for a in (*SCAN, "--config", "R/fast.yaml")]
     (root / "fast.yaml").write_text("suspicious_epochs: 1\nallow_missing_classes: true")
-    code = "import sys; from cgd_wrap.cli import main; sys.exit(main())"
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--config", str(root / "fast.yaml")],
+        [sys.executable, "-c", START, *arguments],
         env=environment(PYTHONIOENCODING="ascii:strict"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        if lines == "none":
-            process.stdout.close()
-            process.stdout = None
-        printed, error = process.communicate(timeout=240)
+        process.stdout.close()
+        process.stdout = None
+        _, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
     assert b"Traceback" not in error
     assert b"Exception ignored" not in error
-    assert (root / "\xe4" / "report" / "summary.json").is_file()
-    if lines == "all":
-        assert rb"\xe4/report/report.html" in printed
+    assert (root / "out" / "report" / "summary.json").is_file()
