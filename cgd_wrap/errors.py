@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cgd_wrap.escaping import printable
+
 
 class CGDError(Exception):
-    """Base class of all errors that this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose.
+
+    The message is escaped by :func:`cgd_wrap.escaping.printable`, since it may quote foreign text.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(a) if isinstance(a, str) else a for a in args))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by way of __init__, which takes other arguments in some of the classes below.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class DatasetError(CGDError, ValueError):
@@ -31,9 +44,6 @@ class BadSampleError(DatasetError):
             'config=CGDConfig(on_bad_sample="record") to leave such samples out of training.'
         )
         self.index, self.reason, self.message, self.path = index, reason, message, path
-
-    def __reduce__(self) -> tuple[type[BadSampleError], tuple[int, str, str, str | None]]:
-        return type(self), (self.index, self.reason, self.message, self.path)
 
 
 class CacheMismatchError(CGDError, RuntimeError):

@@ -193,11 +193,11 @@ def check_fingerprint(
     """
     fields = differing_fields(found, wanted)
     if fields:
-        each = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items()]
-        more = [f"  and {len(each) - MOST_LINES} more"] if len(each) > MOST_LINES else []
-        lines = "\n".join(each[:MOST_LINES] + more)
+        each = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in fields.items()]
+        more = [f"and {len(each) - MOST_LINES} more"] if len(each) > MOST_LINES else []
+        differing = "; ".join(each[:MOST_LINES] + more)
         raise CacheMismatchError(
-            f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
+            f"{where} was made for something else. What differs (stored -> now): {differing}. "
             f"{advice}",
             fields,
         )

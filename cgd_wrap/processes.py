@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from cgd_wrap.escaping import escaped_logger
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,6 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     assert "samples:" in capsys.readouterr().out
 
 
-# timm's dataset leaves its files open for the garbage collector to close.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_defend_writes_weights_that_load(folder):
     import timm
     from safetensors.torch import load_model
@@ -93,8 +91,6 @@ def test_what_the_user_can_mend_is_one_line(folder, change, words, capsys):
     assert "Traceback" not in error
 
 
-# timm's dataset leaves its files open for the garbage collector to close.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("own_test_images", [False, True])
 def test_drill_prints_figures_and_writes_them(folder, capsys, own_test_images):
     file = folder / "new" / "drill.json"

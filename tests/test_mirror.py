@@ -23,6 +23,8 @@ ELSEWHERE = {  # module -> the tests of what it serves; a folder where that is a
     "backdoorbench/measuring": "backdoorbench/test_defending.py",
     "backdoorbench/plots": "backdoorbench/test_defending.py",
     "backdoorbench/preact_resnet": "backdoorbench/test_networks.py",
+    "cli/arguments": "test_cli.py",
+    "cli/commands": "test_cli.py",
     "config/checks": "config/test_settings.py",
     "config/reading": "config/test_settings.py",
     "config/setting": "config/test_settings.py",

@@ -14,7 +14,6 @@ With ``strategy="ddp"`` Lightning starts the script again for each process. If t
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.adapters.serving import balanced_samplers, is_guarded
 from cgd_wrap.adapters.watching import LossWatch, watcher
 from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.functional import LossTerms
 from cgd_wrap.train.dataset import BalancedView
 from cgd_wrap.train.loss import CGDLoss
@@ -46,7 +46,7 @@ def _callback_classes() -> tuple[Any, ...]:
     return tuple(found)
 
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 class CGDCallback(*_callback_classes()):  # type: ignore[misc]

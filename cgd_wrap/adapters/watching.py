@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -10,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cgd_wrap.adapters.guarded import Guarded
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.finite import LOOK_EVERY, FirstBadStep
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | None:

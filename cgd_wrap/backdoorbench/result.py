@@ -76,8 +76,8 @@ class AttackResult:
             if found.is_dir() and found.is_relative_to(root):
                 return found
         raise FileNotFoundError(
-            f"the clean data of this result is not at {self.data_path!r} below {root}: pass the "
-            f"folder that holds {self.data_set!r}"
+            f"the clean data of this result is not at {self.data_path!r} below "
+            f"{str(root)!r}: pass the folder that holds {self.data_set!r}"
         )
 
     def _root(self) -> Path:

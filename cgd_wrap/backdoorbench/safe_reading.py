@@ -46,7 +46,7 @@ def load_result_file(path: Path) -> dict[str, Any]:
             says what.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no BackdoorBench result at {path}")
+        raise FileNotFoundError(f"no BackdoorBench result at {str(path)!r}")
     try:
         loaded = load_weights_only(path, allowed_globals())
     except Exception as error:

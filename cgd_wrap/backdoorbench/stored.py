@@ -124,7 +124,7 @@ def _image(path: str, base: PurePosixPath, folder: Path, root: Path) -> str:
     found = folder.joinpath(*parts)
     real = found.resolve()
     if not real.is_relative_to(root):
-        raise ValueError(f"name an image outside of {folder}")
+        raise ValueError(f"name an image outside of {str(folder)!r}")
     if not real.is_file():
         raise ValueError("lack their image (was the whole record folder copied?)")
     return str(found)

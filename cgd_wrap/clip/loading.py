@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cgd_wrap.clip.hub_text import checked_text_tower, hub_tokenizer
-from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights, brief
+from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights
 from cgd_wrap.data.pixels import to_rgb
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.escaping import brief
 from cgd_wrap.models.safe_loading import no_pickled_code, refuse_compressed
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cgd_wrap.clip.configuration import FILE, read_configuration
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.escaping import brief
 
 HUB, DIR = "hf-hub:", "local-dir:"
 CONTEXT_LENGTH = 77  # tokens, where a configuration says nothing: open_clip's default
@@ -78,12 +79,6 @@ def locate(source: str, revision: str | None = None) -> ClipWeights:
     if source.startswith(DIR):
         return _from_folder(Path(source.removeprefix(DIR)).expanduser())
     return _from_architecture(source)
-
-
-def brief(error: Exception) -> str:
-    """Shorten an error to one line, to quote inside another error."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}".rstrip(".: ")
 
 
 def _from_architecture(source: str) -> ClipWeights:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from cgd_wrap.config.reference_files import (
     translated,
 )
 from cgd_wrap.config.setting import Setting
+from cgd_wrap.escaping import brief, escaped_logger, printable
 from cgd_wrap.files import write_atomically
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 # Of a settings file; ours have a few thousand characters, and a list in a mapping.
 MOST_CHARACTERS, MOST_BRACKETS = 50_000, 20
@@ -70,11 +71,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no mapping, or nothing that :func:`load_yaml` reads.
+        ValueError: the file holds no mapping, a setting has parts within parts, or it is nothing
+            that :func:`load_yaml` reads.
     """
-    values = load_yaml(path)
+    values = _plain_values(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+        raise ValueError(f"expected a mapping of settings, got {type(values).__name__}")
+    if numbered := [name for name in values if not isinstance(name, str)]:
+        raise ValueError(f"settings have names, got {numbered[:5]}")
+    for name, value in values.items():
+        parts = value.values() if isinstance(value, dict) else value
+        several = isinstance(value, (dict, list, tuple, set))
+        if several and any(isinstance(part, (dict, list, tuple, set)) for part in parts):
+            raise ValueError(f"{name!r}: no setting has parts within parts")
     numbers = {name: as_number(value) for name, value in values.items()}
     if isinstance(numbers.get("calibration"), dict):
         thresholds = numbers["calibration"]
@@ -91,16 +100,37 @@ def load_yaml(path: Path) -> Any:
             Python objects or aliases (``*name``), by which a short file can stand for an endless
             one.
     """
+    with faults_named(path):
+        return _plain_values(path)
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Put the path of a settings file before what is wrong with the file.
+
+    Raises:
+        ValueError: something is wrong with the file.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r}: {printable(str(error))}") from error
+
+
+def _plain_values(path: Path) -> Any:
     with path.open(encoding="utf-8") as file:
         try:
-            return _plain_values(file.read(MOST_CHARACTERS + 1))
+            return _checked_values(file.read(MOST_CHARACTERS + 1))
         except RecursionError as error:
-            raise ValueError(f"{path} can't be read as YAML: it is nested too deeply") from error
+            raise ValueError("can't be read as YAML: it is nested too deeply") from error
+        except yaml.MarkedYAMLError as error:
+            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise ValueError(f"can't be read as YAML: {line}{error.problem}") from error
         except Exception as error:  # PyYAML lets some errors of int() and of its own code through
-            raise ValueError(f"{path} can't be read as YAML: {error}") from error
+            raise ValueError(f"can't be read as YAML: {brief(error)}") from error
 
 
-def _plain_values(text: str) -> Any:
+def _checked_values(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"it is longer than {MOST_CHARACTERS} characters")
     if _deepest_bracket(text) > MOST_BRACKETS:  # PyYAML would take long to find out

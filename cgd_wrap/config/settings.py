@@ -282,8 +282,9 @@ class CGDConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CGDConfig:
-        """Read a YAML file by :meth:`from_dict`."""
-        return cls.from_dict(reading.read_yaml(Path(path)))
+        """Read a YAML file by :meth:`from_dict`; a ValueError says what is wrong with it."""
+        with reading.faults_named(Path(path)):
+            return cls.from_dict(reading.read_yaml(Path(path)))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write all settings under our names."""

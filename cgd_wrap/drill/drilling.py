@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from cgd_wrap.drill.outcome import Outcome
 from cgd_wrap.drill.pictures import Pictures, ToInput
 from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import CGDError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.inputs import input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.processes import Runtime
@@ -32,7 +32,7 @@ from cgd_wrap.split.revision import hold_out
 if TYPE_CHECKING:
     from cgd_wrap.guard import CGDGuard
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 TEST_SHARE = 0.2  # share of the data set that is measured on, if no test set is given
 

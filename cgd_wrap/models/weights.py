@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from cgd_wrap.escaping import brief
 from cgd_wrap.files import write_atomically
 from cgd_wrap.models.derived_weights import reset_with_derived
 from cgd_wrap.models.outputs import unwrapped
@@ -153,7 +154,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     loaded = copy_of(unwrapped(model))
     try:
         if path.suffix == ".safetensors":
@@ -168,7 +169,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         )
     except Exception as error:
         raise ValueError(
-            f"{path} can't be loaded as weights of {type(loaded).__name__}: {error}"
+            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: {brief(error)}"
         ) from error
     return loaded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast, runtime_checkable
@@ -14,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.store import UnitStore
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 BATCH_MULTIPLE = 16  # for multiples of this batch size, 1 to 4 threads gave the same bits
 WORKER_DEATHS_ALLOWED = 3  # samples that may kill their worker before the scan stops

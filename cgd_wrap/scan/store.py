@@ -10,7 +10,6 @@ of processes write without locks.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import (
     CACHE_ADVICE,
     FORMAT,
@@ -34,7 +34,7 @@ from cgd_wrap.files import (
 )
 from cgd_wrap.sealed import SEAL, read_sealed, read_sealed_json, write_sealed, write_sealed_json
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 UNIT_SIZE = 1024  # rows; a unit is what an interrupted process loses at most
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cgd_wrap.data import check_deterministic
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.errors import StoredFileError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
@@ -29,7 +29,7 @@ from cgd_wrap.scan.stored_logits import StoredLogits, stored_logits
 from cgd_wrap.scan.suspicious_training import train_suspicious
 from cgd_wrap.sealed import read_sealed, read_sealed_json, write_sealed, write_sealed_json
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def trained_suspicious_pass(

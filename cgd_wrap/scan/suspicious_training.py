@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,13 +19,14 @@ from tqdm import tqdm
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
 from cgd_wrap.errors import TrainingDivergedError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.finite import TrainingWatch
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import seeded
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, as long as batches hold 32 samples or more
 

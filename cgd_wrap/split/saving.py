@@ -129,7 +129,7 @@ def read_saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no saved guard in {folder}: {FILE} is missing")
+        raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {FILE} is missing")
     found = read_sealed(path, PLACE)
     advice = "scan again, which a kept cache_dir makes quick, and save the guard again"
     if found is None and (folder / OLD_NOTES).is_file():

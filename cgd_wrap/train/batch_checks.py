@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.train.sampler import EpochIndices, Orders
 from cgd_wrap.train.tags import is_tagged, tagged_index
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 CHECK_EVERY = 100  # steps between looks at the batches on a GPU, as a look waits
 LOOKS = 4  # steps in succession that are looked at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cgd_wrap.errors import CGDError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import check_fingerprint
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import hash_weights
@@ -24,7 +24,7 @@ from cgd_wrap.train.protection import Protection
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 NAME = "checkpoint.safetensors"
 PLACE = {"kind": "checkpoint of fit"}

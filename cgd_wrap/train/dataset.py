@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.exposure import Draw, unpack
 from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @functools.cache  # once in each process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import TrainingDivergedError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.supported import check_trainable
 from cgd_wrap.randomness import plain_torch
@@ -26,7 +26,7 @@ from cgd_wrap.train.stopping import CleanAccuracyStopping
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @plain_torch(dtype=None)

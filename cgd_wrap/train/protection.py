@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion
@@ -23,7 +24,7 @@ from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 from cgd_wrap.train.tags import SampleTable
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 LONG_EPOCH = 2.5  # times the dataset; no epoch gets there under the default settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.prediction import predict_with_labels
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 class ToleranceRule:

@@ -355,7 +355,7 @@ def test_hostile_yaml_is_one_clear_error(
     """Row 45: settings files of ours, of the launcher and of the BackdoorBench script."""
     path = tmp_path / "settings.yaml"
     path.write_text(text.replace("{mark}", str(mark)))
-    with pytest.raises(ValueError, match=rf"settings\.yaml can't be read as YAML: (.|\n)*{message}"
+    with pytest.raises(ValueError, match=rf"settings\.yaml': can't be read as YAML: (.|\n)*{message}"
                        if "read as" not in message else message):  # fmt: skip
         CGDConfig.from_yaml(path)
     monkeypatch.syspath_prepend(str(LAUNCHER))
