@@ -34,6 +34,10 @@ class BadSampleError(DatasetError):
         return type(self), (self.index, self.reason, self.message, self.path)
 
 
+class NoImageError(CGDError, TypeError):
+    """A sample holds something else where its image should be; the message says what."""
+
+
 class CacheMismatchError(CGDError, RuntimeError):
     """A cache folder was written for other data or settings.
 

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from cgd_wrap.data.probes import spread
+from cgd_wrap.data.reading import read_values
 from cgd_wrap.data.sources import is_table, is_timm
 from cgd_wrap.data.tables import describe_frame, describe_table
+from cgd_wrap.data.workers import HERE, Workers
 from cgd_wrap.errors import BadSampleError
 
 MAX_BYTES = 2**30
@@ -54,24 +57,42 @@ def dataset_fingerprint(
     return _Hasher(frozenset(ignore) | VOLATILE).digest(dataset).hex()
 
 
-def sample_fingerprint(view: Any, count: int = 64) -> str:
+def sample_fingerprint(
+    view: Any,
+    count: int = 64,
+    *,
+    workers: Workers = HERE,
+    known: Mapping[int, BadSampleError] | None = None,
+) -> str:
     """Hash the pixels of evenly spaced samples; an unreadable sample counts by its reason.
 
     Args:
         view: gives PIL images or tensors by index, as ``RawImages`` and ``EvaluatedImages`` do.
         count: number of samples to read.
+        workers: the processes that read.
+        known: samples that are known to be bad; they count by their reason, and aren't read.
 
     Returns:
         32 hexadecimal digits.
     """
     total = blake2b(str(len(view)).encode(), digest_size=16)
-    for index in spread(len(view), count):
-        try:
-            parts = _pixels(view[index])
-        except BadSampleError as error:
-            parts = [b"bad", error.reason.encode()]
-        total.update(_joined("sample", parts))
+    for found in read_values(_Hashed(view), spread(len(view), count), workers, known):
+        bad = isinstance(found, BadSampleError)
+        total.update(_joined("sample", [b"bad", found.reason.encode()]) if bad else found)
     return total.hexdigest()
+
+
+class _Hashed(Dataset[bytes]):
+    """The hash of each image of a view: much less to send from a worker than the image."""
+
+    def __init__(self, view: Any) -> None:
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> bytes:
+        return _joined("sample", _pixels(self.view[index]))
 
 
 def _pixels(image: Image.Image | torch.Tensor) -> list[bytes]:

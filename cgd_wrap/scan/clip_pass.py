@@ -47,7 +47,7 @@ def clip_pass(
     stores = ["clip", *(f"clip-{number}" for number in range(2, len(clips) + 1))]
     # Checked first, so that a failed scan doesn't claim the cache for its arguments.
     if any(options.begins(store) for store in stores):
-        check_deterministic(raw, "clip_dataset")
+        check_deterministic(raw, "clip_dataset", workers=options.workers, known=options.unreadable)
     passes = [
         _open_clip_pass(one, class_names, raw, options, store)
         if isinstance(one, str)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore
@@ -25,9 +27,10 @@ class PassOptions:
         num_classes: number of classes.
         config: configuration of the guard.
         runtime: device and processes.
-        num_workers: number of processes that read images.
+        workers: the processes that read images.
         progress: draw progress bars.
         overwrite: replace stored results of other data or settings, instead of raising an error.
+        unreadable: samples that are known to be bad, by index; they are not read again.
     """
 
     folder: Path
@@ -35,9 +38,14 @@ class PassOptions:
     num_classes: int
     config: CGDConfig
     runtime: Runtime
-    num_workers: int = 0
+    workers: Workers = HERE
     progress: bool = True
     overwrite: bool = False
+    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+
+    def without(self, bad: Mapping[int, BadSampleError]) -> PassOptions:
+        """The same options, with further samples that are not read again."""
+        return replace(self, unreadable={**bad, **self.unreadable})
 
     def open_store(self, name: str, rows: int, fingerprint: Mapping[str, Any]) -> UnitStore:
         """Open the store of a pass, under the fingerprints of the dataset and of the pass."""
@@ -62,15 +70,15 @@ class PassOptions:
         """
         if store.is_complete():
             return
+        config = self.config
         Scanner(
             view, score, store,
             name="features" if features else "logits",
             width=features or self.num_classes,
             dtype=torch.float16 if features else torch.float32,
             runtime=self.runtime,
-            record_bad=self.config.on_bad_sample == "record",
-            max_bad_fraction=self.config.max_bad_fraction,
-            batch_size=self.config.scan_batch_size,
-            num_workers=self.num_workers, progress=self.progress,
+            max_bad_fraction=config.max_bad_fraction if config.on_bad_sample == "record" else None,
+            batch_size=config.scan_batch_size,
+            workers=self.workers, known=self.unreadable, progress=self.progress,
         ).run(title)  # fmt: skip
-        store.wait(self.config.scan_timeout)
+        store.wait(config.scan_timeout)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,22 @@ from torch import Tensor, nn
 from cgd_wrap.clip.several import Clips
 from cgd_wrap.data import EvaluatedImages, ModelInputs, RawImages, SampleLayout, find_layout
 from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.samples import fatal_probes
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
-from cgd_wrap.models.inputs import check_outputs, input_shape
+from cgd_wrap.models.inputs import InputKind, check_outputs, input_shape, own_type
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.clip_pass import clip_pass
 from cgd_wrap.scan.pass_options import PassOptions
-from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
-from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
+from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples
+from cgd_wrap.scan.suspicious_pass import (
+    given_suspicious_pass,
+    own_inputs_pass,
+    trained_suspicious_pass,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,8 @@ class Subject:
         clip_dataset: the same samples as raw images, or None.
         eval_dataset_view: the same samples as the model is evaluated on them, or None.
         suspicious: a suspicious model, the path of a suspicious model's checkpoint, or None.
+        unreadable: samples that are known to be bad, by index; nothing reads them.
+        workers: the processes that read samples.
     """
 
     model: nn.Module
@@ -51,17 +60,27 @@ class Subject:
     clip_dataset: Any = None
     eval_dataset_view: Any = None
     suspicious: nn.Module | str | Path | None = None
+    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+    workers: Workers = HERE
 
     def raw_view(self) -> RawImages:
         """The images as CLIP sees them: RGB, before any transform."""
         if self.clip_dataset is None:
-            return RawImages(self.dataset, self.layout)
-        return RawImages(self.clip_dataset, find_layout(self.clip_dataset))
+            return RawImages(self.dataset, self.layout, fatal=self.unreadable)
+        fatal = self._fatal_in(self.clip_dataset)
+        layout = find_layout(self.clip_dataset, fatal=fatal)
+        return RawImages(self.clip_dataset, layout, fatal=fatal)
+
+    def _fatal_in(self, view: Any) -> dict[int, BadSampleError]:
+        """Samples of another view that must not be read to find out what the view is like."""
+        return {**self.unreadable, **fatal_probes(view, self.workers)}
 
     def evaluated_view(self) -> tuple[Any, SampleLayout]:
         """Data set that the model is evaluated on, and where its samples hold image and label."""
         view = self.eval_dataset_view
-        return (self.dataset, self.layout) if view is None else (view, find_layout(view))
+        if view is None:
+            return self.dataset, self.layout
+        return view, find_layout(view, fatal=self._fatal_in(view))
 
     def evaluated_images(self) -> EvaluatedImages:
         """The image tensors of :meth:`evaluated_view`."""
@@ -71,22 +90,25 @@ class Subject:
         """Fingerprint of the data, JSON values by field, for the cache."""
         return {
             "dataset": dataset_fingerprint(self.dataset),
-            "samples": sample_fingerprint(raw),
+            "samples": sample_fingerprint(raw, workers=self.workers, known=self.unreadable),
             "labels": dataset_fingerprint(self.labels),
         }
 
-    def input_shape(self, raw: RawImages) -> tuple[int, int, int]:
-        """Find the shape [C, H, W] of the model's inputs, and check the number of its outputs.
+    def inputs(self, raw: RawImages) -> InputKind:
+        """Find what the model's inputs are, and check the number of its outputs.
 
         Raises:
             ValueError: the model, or the given suspicious model, doesn't fit the classes.
             TypeError: one of the two models doesn't return logits.
         """
-        shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
-        for model in (self.model, self.suspicious_model):
-            if model is not None:
-                check_outputs(unwrapped(model), shape, self.class_names)
-        return shape
+        model, (view, layout) = unwrapped(self.model), self.evaluated_view()
+        fatal = self._fatal_in(view) if view is not self.dataset else self.unreadable
+        shape = input_shape(view, layout, raw, model, fatal)
+        own = own_type(model, EvaluatedImages(view, layout), fatal)
+        for one in (model, self.suspicious_model):
+            if one is not None:
+                check_outputs(unwrapped(one), shape, self.class_names, own)
+        return InputKind(shape, own)
 
     @cached_property
     def suspicious_model(self) -> nn.Module | None:
@@ -96,32 +118,43 @@ class Subject:
         return None if self.suspicious is None else unwrapped(self.suspicious)
 
     def passes(
-        self, raw: RawImages, shape: tuple[int, int, int], options: PassOptions
+        self, raw: RawImages, inputs: InputKind, options: PassOptions
     ) -> tuple[StoredLogits, StoredLogits]:
         """Score every sample by CLIP and by the suspicious model.
 
         Args:
             raw: the images, from :meth:`raw_view`.
-            shape: shape of the model's inputs, from :meth:`input_shape`.
+            inputs: what the model takes, from :meth:`inputs`.
             options: cache, device and configuration.
         """
         clip = clip_pass(self.clip, self.class_names, raw, options)
+        options = options.without(bad_samples(clip))
         given = self.suspicious_model
         if given is not None:
             view = self.evaluated_images()
             return clip, given_suspicious_pass(given, view, len(raw), options)
+        description: dict[str, Any] = {"input": list(inputs.shape)}
+        images: Any = self._scaled(raw, inputs)
+        if images is None:
+            images = self.evaluated_images()
+            description["inputs"], bad = own_inputs_pass(images, len(raw), options)
+            options = options.without(bad)
         readable = torch.ones(len(raw), dtype=torch.bool)
-        readable[bad_rows(clip)] = False
-        inputs = ModelInputs(raw, shape[1:], shape[0])
+        readable[list(options.unreadable)] = False
         return clip, trained_suspicious_pass(
-            unwrapped(self.model), inputs, {"input": list(shape)},
+            unwrapped(self.model), images, description,
             self.labels, readable.nonzero().squeeze(1), options,
         )  # fmt: skip
+
+    def _scaled(self, raw: RawImages, inputs: InputKind) -> ModelInputs | None:
+        """The images scaled to [-1, 1]; None where the model takes its data's own tensors alone."""
+        channels, *size = inputs.shape
+        return ModelInputs(raw, (size[0], size[1]), channels) if inputs.own is None else None
 
     def class_knowledge(
         self,
         raw: RawImages,
-        shape: tuple[int, int, int],
+        inputs: InputKind,
         clean: Bool[Tensor, "n"],
         runtime: Runtime,
         *,
@@ -134,7 +167,7 @@ class Subject:
 
         Args:
             raw: the images, from :meth:`raw_view`.
-            shape: shape of the model's inputs, from :meth:`input_shape`.
+            inputs: what the model takes, from :meth:`inputs`.
             clean: samples whose labels are to be trusted.
             runtime: device and processes; all processes get the same answer.
             seed: seed of the choice of samples.
@@ -144,7 +177,7 @@ class Subject:
         if runtime.is_main:
             found = measured_class_knowledge(
                 unwrapped(self.model), self.evaluated_images(),
-                lambda: ModelInputs(raw, shape[1:], shape[0]), shape, self.labels, clean,
-                runtime, seed=seed, progress=progress,
+                self._scaled(raw, inputs), inputs.shape, self.labels, clean,
+                runtime, seed=seed, workers=self.workers, progress=progress,
             )  # fmt: skip
         return float(runtime.share(repr(found)))

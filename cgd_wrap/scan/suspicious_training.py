@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
@@ -76,7 +77,7 @@ def train_suspicious(
             batches = list(order.split(batch_size))
             for size, images, given in _batches(samples, batches, runtime, num_workers):
                 with runtime.autocast():
-                    logits = logits_of(wrapped(images))
+                    logits = logits_of(wrapped(fitted(images, model)))
                 loss = F.cross_entropy(logits.float(), given, reduction="sum")
                 done += 1
                 set_rate(
