@@ -6,6 +6,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cgd_wrap.data.paths import image_path
 from cgd_wrap.data.pixels import UnusableValuesError
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.errors import BadSampleError, CGDError
 
 # How torch words it on a CPU (Linux, Windows) and on devices other than NVIDIA's.
 MEMORY_SHORT = ("can't allocate memory", "not enough memory", "out of memory")
@@ -32,6 +34,21 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_SHORT)
+
+
+@contextmanager
+def memory_explained(where: str) -> Iterator[None]:
+    """Say in words where memory ran out, and what would need less of it.
+
+    Raises:
+        CGDError: memory ran out within the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise CGDError(f"memory ran out {where}: {error}") from error
 
 
 def classify_failure(error: BaseException, path: str | None = None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cgd_wrap.data.failures import memory_explained
 from cgd_wrap.data.reading import SampleReader
 from cgd_wrap.data.workers import HERE, Sample, Workers
 from cgd_wrap.errors import BadSampleError, NoImageError
@@ -93,7 +94,8 @@ def measured_class_knowledge(
         bar.update()
 
     images = view if fallback is None else _FirstThatFits(view, fallback, shape)
-    with bar, kept_rng(), evaluating(model), torch.no_grad():
+    where = f"as {BATCH} images were shown to the model, to find out what it knows"
+    with bar, kept_rng(), evaluating(model), torch.no_grad(), memory_explained(where):
         SampleReader(images, workers).read(jobs, take, batch_size=BATCH)
     known = torch.tensor(sorted(found), dtype=torch.int64)
     predictions = torch.tensor([found[index] for index in known.tolist()], dtype=torch.int64)

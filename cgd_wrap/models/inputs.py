@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cgd_wrap.data import EvaluatedImages, RawImages
 from cgd_wrap.data.layout import SampleLayout, first_readable
-from cgd_wrap.data.pixels import has_bands, is_image
+from cgd_wrap.data.pixels import CHANNELS, has_bands, is_image
 from cgd_wrap.data.samples import probes_of
 from cgd_wrap.errors import BadSampleError, NoImageError
 from cgd_wrap.models.outputs import logits_of
@@ -150,8 +150,8 @@ def input_shape(
         fatal: samples that must not be read.
     """
     image = layout.image_of(first_readable(dataset, fatal)[0])
-    if isinstance(image, np.ndarray) and has_bands(image) and not is_image(image):
-        image = torch.from_numpy(np.ascontiguousarray(image))
+    if isinstance(image, np.ndarray) and has_bands(image) and image.shape[2] not in CHANNELS:
+        image = torch.from_numpy(np.ascontiguousarray(image))  # as a collate function does
     if isinstance(image, Tensor) and image.ndim == 3:
         channels, height, width = image.shape
         if image.is_floating_point() or not is_image(image):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -29,7 +29,7 @@ class Scorer(Protocol):
     """A function that is computed for every image: images on the device -> a vector per image."""
 
     def __call__(
-        self, images: Float[Tensor, "b ..."], *, full_precision: bool
+        self, images: Shaped[Tensor, "b ..."], *, full_precision: bool
     ) -> Float[Tensor, "b d"]:
         """Score a batch; in fp32 throughout where ``full_precision``."""
 
@@ -161,7 +161,7 @@ class Scanner:
                 f"({self.max_bad:.0f} of {self.store.rows}). The last: {last}"
             ) from last
 
-    def _score_within_memory(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+    def _score_within_memory(self, images: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Score a batch: in halves if memory runs out, again in fp32 if not all is finite."""
         try:
             return self._score(images)
@@ -170,7 +170,7 @@ class Scanner:
             self._take_smaller_batches(error)
         return torch.cat([self._score_within_memory(part) for part in images.tensor_split(2)])
 
-    def _score(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+    def _score(self, images: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         device_images = images.to(self.runtime.device, non_blocking=True)
         with torch.no_grad():
             scores = self.score(device_images, full_precision=False).float().cpu()
@@ -184,7 +184,7 @@ class Scanner:
         return scores
 
 
-def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
+def _stack(samples: Sequence[tuple[int, Tensor]]) -> Shaped[Tensor, "b ..."]:
     shapes = {tuple(image.shape) for _, image in samples}
     if len(shapes) > 1:
         raise DatasetError(
@@ -195,7 +195,7 @@ def _stack(samples: Sequence[tuple[int, Tensor]]) -> Float[Tensor, "b ..."]:
     return torch.stack([image for _, image in samples])
 
 
-def _padded(images: Float[Tensor, "b ..."]) -> Float[Tensor, "padded ..."]:
+def _padded(images: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "padded ..."]:
     """Fill a batch up to a multiple of ``BATCH_MULTIPLE`` by repeating its last image.
 
     CPU kernels cut other batches by the number of threads, and then round differently; a process

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.data.failures import memory_explained
 from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
@@ -56,6 +57,9 @@ def train_suspicious(
 
     Returns:
         The model, in eval mode.
+
+    Raises:
+        CGDError: memory ran out; the batch size is named.
     """
     model = model.to(runtime.device).train()
     wrapped = DistributedDataParallel(model) if runtime.num_processes > 1 else model
@@ -71,7 +75,8 @@ def train_suspicious(
         desc=f"suspicious model {run + 1}/{config.suspicious_runs}", unit="step",
         disable=not (progress and runtime.is_main),
     )  # fmt: skip
-    with bar, seeded(seed + runtime.process_index):
+    where = f"in a step of {batch_size} samples; suspicious_batch_size makes it smaller"
+    with bar, seeded(seed + runtime.process_index), memory_explained(where):
         for _ in range(config.suspicious_epochs):
             order = indices[torch.randperm(len(indices), generator=generator)]
             batches = list(order.split(batch_size))

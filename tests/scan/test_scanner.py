@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgd_wrap.data.workers import Workers
-from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.errors import BadSampleError, CGDError, DatasetError
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
@@ -275,20 +275,54 @@ def test_a_model_of_another_width_is_refused_at_its_first_batch(tmp_path: Path) 
     assert score.sizes == [64]  # 50, filled up to a multiple of 16
 
 
-def test_when_memory_runs_out_batches_are_halved(tmp_path: Path, caplog) -> None:
+def too_much_for_a_gpu() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+SHORTAGES = [too_much_for_a_gpu, lambda: torch.empty(2**60), lambda: np.empty(2**58)]
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["GPU", "CPU", "array"])
+def test_when_memory_runs_out_batches_are_halved(tmp_path: Path, shortage, caplog) -> None:
+    """Row 40, and the same on a CPU."""
     score = Linear()
 
     def within_memory(images: Tensor, *, full_precision: bool) -> Tensor:
         if len(images) > 40:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            shortage()
         return score(images, full_precision=full_precision)
 
     images = Images(UNIT_SIZE + 30)
     with caplog.at_level(logging.WARNING):
         store = scan(images, tmp_path, within_memory, batch_size=256)
     torch.testing.assert_close(logits_of(store), images.pixels.flatten(1) @ WEIGHTS)
-    assert "batches of 32" in caplog.text
+    assert "memory ran out; going on with batches of 32" in caplog.text
     assert max(score.sizes) == 32
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["GPU", "CPU", "array"])
+def test_memory_for_not_even_one_image_is_an_error(tmp_path: Path, shortage) -> None:
+    """Row 40."""
+
+    def never_enough(images: Tensor, *, full_precision: bool) -> Tensor:
+        shortage()
+        return images
+
+    with pytest.raises(CGDError, match=r"memory ran out on cpu even with a batch size of 1: "):
+        scan(Images(100), tmp_path, never_enough)
+
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(1)])
+def test_memory_that_runs_out_while_a_batch_is_read(tmp_path: Path, workers, caplog) -> None:
+    """Row 40."""
+
+    class Heavy(Images):
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.empty(2**60)
+
+    with pytest.raises(CGDError, match="even with a batch size of 1"):
+        scan(Heavy(100), tmp_path, workers=workers, batch_size=4)
+    assert "going on with batches of 2" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
