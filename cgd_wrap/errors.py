@@ -46,6 +46,10 @@ class BadSampleError(DatasetError):
         self.index, self.reason, self.message, self.path = index, reason, message, path
 
 
+class NoImageError(CGDError, TypeError):
+    """A sample holds something else where its image should be; the message says what."""
+
+
 class CacheMismatchError(CGDError, RuntimeError):
     """A cache folder was written for other data or settings, or by another version.
 

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from cgd_wrap.clip.several import Clips, check_clips, names_of
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data import find_layout
-from cgd_wrap.data.classes import names_and_labels
+from cgd_wrap.data.classes import read_labelling
 from cgd_wrap.data.layout import check_same_length
 from cgd_wrap.data.unchanged import Seen
+from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
@@ -77,7 +77,7 @@ class CGDGuard:
         suspicious: suspicious model, used as it is, or a checkpoint. Default: trained fresh copies.
         image_key: position or key of the image in a sample. Default: found.
         label_key: position or key of the label in a sample. Default: found.
-        num_workers: worker processes of the scan's data loaders.
+        num_workers: processes that read samples. With 0, a sample that crashes ends this process.
         progress: draw progress bars.
 
     Raises:
@@ -110,9 +110,8 @@ class CGDGuard:
         self.accelerator, self.num_workers, self.progress = accelerator, num_workers, progress
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.base = dataset
-        self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
-        self.class_names, self.targets = names_and_labels(
-            dataset, self.layout, class_names, record_bad=self.config.on_bad_sample == "record"
+        self.layout, self.class_names, self.targets, self.unreadable = read_labelling(
+            dataset, class_names, image_key, label_key, self.config, num_workers, progress
         )
         check_same_length(dataset, clip_dataset=clip_dataset, eval_dataset_view=eval_dataset_view)
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
@@ -145,17 +144,17 @@ class CGDGuard:
         check_clips(self.clip, self.config)  # the user may have changed either attribute
         runtime, subject, config = Runtime.of(self.accelerator), self.subject, self.config
         raw = subject.raw_view()
-        shape = subject.input_shape(raw)
+        inputs = subject.inputs(raw)
         options = PassOptions(
             folder=self.cache_dir or self._temporary_cache.folder(runtime), config=config,
             is_kept=self.cache_dir is not None, dataset=subject.identity(raw), overwrite=overwrite,
-            num_classes=len(self.class_names), runtime=runtime, num_workers=self.num_workers,
-            progress=self.progress,
+            num_classes=len(self.class_names), runtime=runtime, workers=subject.workers,
+            progress=self.progress, unreadable=self.unreadable,
         )  # fmt: skip
-        logits = subject.passes(raw, shape, options)
+        logits = subject.passes(raw, inputs, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
         if config.depends_on_model:
-            known = subject.class_knowledge(raw, shape, result.split.clean, options)
+            known = subject.class_knowledge(raw, inputs, result.split.clean, options)
             result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
@@ -167,7 +166,7 @@ class CGDGuard:
     def _adopt(self, result: ScanResult) -> None:
         announce(result, self.class_names, self.config)
         self._result, self._view, self._kept = result, None, None
-        self._seen = Seen.of(self.targets, self.subject.raw_view())
+        self._seen = Seen.of(self.targets, self.subject.raw_view(), result.bad)
 
     @property
     def subject(self) -> Subject:
@@ -175,6 +174,7 @@ class CGDGuard:
         return Subject(
             self.model, self.base, self.layout, self.class_names, self.targets, self.clip,
             self.clip_dataset, self.eval_dataset_view, self.suspicious,
+            self.unreadable, Workers(self.num_workers, self.config.sample_timeout),
         )  # fmt: skip
 
     # --- what the scan found --------------------------------------------------------------------

@@ -191,14 +191,17 @@ class CGDConfig:
     max_bad_fraction: float = setting(1e-3, SCAN, _SHARE,
         text="""With on_bad_sample="record", the scan stops when more than this share of the samples
         can't be read.""")
+    sample_timeout: float = setting(120.0, SCAN, _POSITIVE,
+        text="""Seconds after which a sample that hangs is given up, and its worker replaced; so
+        the guard must have workers (num_workers).""")
     allow_missing_classes: bool = setting(False, SPLIT, flag(),
         text="Whether a class without any clean sample is a warning instead of an error.")
     strict: bool = setting(False, LOSS, flag(),
         text="""Whether an untagged batch in training, and a sampler that another tool has put in
         place of the guard's, are errors instead of warnings, given once.""")
     scan_batch_size: int | None = setting(None, SCAN, count(optional=True),
-        text="""Samples a forward pass of the scan. None means 128 on a CPU, and on a GPU 512,
-        halved as long as memory runs out.""")
+        text="""Samples a forward pass of the scan, halved as long as memory runs out. None means
+        128 on a CPU, and 512 on a GPU.""")
     scan_timeout: float = setting(1800.0, SCAN, _POSITIVE,
         text="Seconds that a process waits for the others' units while none of these comes in.")
     seed: int = setting(0, EVERYWHERE, whole(), text="Seed of every random choice of the library.")

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from cgd_wrap.data.paths import image_path
-from cgd_wrap.data.pixels import classify_failure, describe, is_image, is_picture
-from cgd_wrap.data.probes import spread
-from cgd_wrap.data.sources import is_table, locate, readable
+from cgd_wrap.data.pixels import describe, has_bands, is_image, is_picture
+from cgd_wrap.data.samples import Samples, probes_of
+from cgd_wrap.data.sources import is_table, locate
 from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.randomness import kept_rng
 
@@ -68,14 +67,22 @@ class SampleLayout:
 
 
 def find_layout(
-    dataset: Any, *, image_key: int | str | None = None, label_key: int | str | None = None
+    dataset: Any,
+    *,
+    image_key: int | str | None = None,
+    label_key: int | str | None = None,
+    fatal: Mapping[int, BadSampleError] | None = None,
 ) -> SampleLayout:
     """Find where the items of a map-style dataset hold image and label, from a first item.
+
+    An array or tensor of any number of channels is taken for the image where nothing else is one.
 
     Args:
         dataset: any dataset with ``__getitem__`` and ``__len__``.
         image_key: position or key of the image, where the guess would be wrong.
         label_key: position or key of the label, where the guess would be wrong.
+        fatal: samples that must not be read, from
+            :func:`~cgd_wrap.data.samples.fatal_probes`.
 
     Raises:
         TypeError: the dataset isn't map-style, or its items hold no image.
@@ -83,7 +90,7 @@ def find_layout(
         BadSampleError: of a few samples, none could be read.
     """
     check_map_style(dataset)
-    sample, index = first_readable(dataset)
+    sample, index = first_readable(dataset, fatal)
     if isinstance(sample, Mapping):
         leaf = locate(dataset, index)[0]
         image, label = _keys_in_mapping(sample, leaf, image_key, label_key)
@@ -98,7 +105,7 @@ def find_layout(
         inside = key in sample if isinstance(sample, Mapping) else _is_position(key, sample)
         if not inside:
             raise DatasetError(f"{name}={key!r} is not in sample {index}: {_outline(sample)}")
-    if not is_image(sample[image]):
+    if not _can_be_image(sample[image]):
         raise TypeError(
             f"sample {index}: expected an image at {image!r}, got {describe(sample[image])}. "
             f"The sample holds {_outline(sample)}; pass image_key= and label_key="
@@ -134,24 +141,28 @@ def check_map_style(dataset: Any) -> None:
         raise DatasetError(f"{kind.__name__} holds no samples")
 
 
-def first_readable(dataset: Any) -> tuple[Any, int]:
+def first_readable(
+    dataset: Any, fatal: Mapping[int, BadSampleError] | None = None
+) -> tuple[Any, int]:
     """Find a sample that can be read: the sample, and its index.
+
+    Args:
+        dataset: any map-style dataset.
+        fatal: samples that must not be read.
 
     Raises:
         BadSampleError: of a few samples, none could be read.
     """
     first: BadSampleError | None = None
-    honest = readable(dataset)
+    samples, fatal = Samples(dataset), fatal or {}
     with kept_rng():
-        for index in spread(len(dataset), 8):
+        for index in probes_of(dataset):
             try:
-                return honest[index], index
-            except Exception as error:
-                path = image_path(dataset, index)
-                reason = classify_failure(error, path)
-                bad = BadSampleError(index, reason, f"{type(error).__name__}: {error}", path)
-                bad.__cause__ = error
-                first = first or bad
+                if index in fatal:
+                    raise fatal[index]
+                return samples[index], index
+            except BadSampleError as error:
+                first = first or error
     assert first is not None
     raise first
 
@@ -161,7 +172,10 @@ def _keys_in_sequence(
 ) -> tuple[int | str, int | str]:
     image = image_key
     if image is None:
-        image = next((k for k, value in enumerate(sample) if is_image(value)), None)
+        places = range(len(sample))
+        image = next((k for k in places if is_image(sample[k])), None)
+        if image is None:
+            image = next((k for k in places if has_bands(sample[k])), None)
     if image is None or len(sample) < 2:
         raise TypeError(
             f"sample {index}: expected an image and a label, got {_outline(sample)}. "
@@ -181,13 +195,14 @@ def _keys_in_mapping(
     features = dict(leaf.features) if is_table(leaf) else {}
     if image_key is None:
         # HF's own scripts keep the raw image beside the float tensor that the model is trained on.
-        ready = [k for k, v in sample.items() if is_image(v) and _is_float_tensor(v)]
+        ready = [k for k, v in sample.items() if _can_be_image(v) and _is_float_tensor(v)]
         image_key = _choose("image", ready, IMAGE_NAMES) if ready else None
     if image_key is None:
         typed = [k for k in sample if type(features.get(k)).__name__ == "Image"]
         image_key = _choose("image", typed, IMAGE_NAMES) if typed else None
     if image_key is None:
         images = [k for k, value in sample.items() if is_image(value)]
+        images = images or [k for k, value in sample.items() if has_bands(value)]
         image_key = _choose("image", images, IMAGE_NAMES, sample)
     if label_key is None:
         typed = [k for k in sample if type(features.get(k)).__name__ == "ClassLabel"]
@@ -213,6 +228,10 @@ def _choose(
         + (f" in {_outline(sample)}" if sample else "")
         + f"; pass {what}_key="
     )
+
+
+def _can_be_image(value: object) -> bool:
+    return is_image(value) or has_bands(value)
 
 
 def _is_float_tensor(value: object) -> bool:

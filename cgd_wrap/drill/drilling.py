@@ -126,7 +126,7 @@ def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pic
         out = hold_out(labels, every, TEST_SHARE, seed)
         test = Pictures(raw, labels, names, out.nonzero().squeeze(1))
         return Pictures(raw, labels, names, (every & ~out).nonzero().squeeze(1)), test, raw
-    keys = {"image_key": guard.layout.image, "label_key": guard.layout.label}
+    keys: dict[str, Any] = {"image_key": guard.layout.image, "label_key": guard.layout.label}
     layout = find_layout(test_dataset, **(keys if guard.clip_dataset is None else {}))
     test_labels = read_labels(test_dataset, layout, len(names))
     test = Pictures(

@@ -78,7 +78,8 @@ def _set_original(module: nn.Module, name: str, part: Any, value: Tensor) -> Non
                 original.copy_(value)
             else:
                 nn.init.normal_(original, std=0.02)
-    if any([_redraw(each, ("_u", "_v")) for each in part]):
+    redrawn = [_redraw(each, ("_u", "_v")) for each in part]
+    if any(redrawn):
         _iterate(part, part)
 
 

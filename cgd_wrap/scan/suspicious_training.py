@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.data.failures import memory_explained
 from cgd_wrap.errors import TrainingDivergedError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.finite import TrainingWatch
+from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
@@ -66,6 +68,7 @@ def train_suspicious(
     Raises:
         TrainingDivergedError: a weight is NaN or infinite, also after a second training in full
             precision if the first was in mixed precision.
+        CGDError: memory ran out; the batch size is named.
     """
     options: dict[str, Any] = {"run": run, "num_workers": num_workers, "progress": progress}
     untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -108,13 +111,14 @@ def _trained(
         disable=not (progress and runtime.is_main),
     )  # fmt: skip
     watch = TrainingWatch(model, runtime.device, steps, config.suspicious_epochs)
-    with bar, seeded(seed + runtime.process_index):
+    where = f"in a step of {batch_size} samples; suspicious_batch_size makes it smaller"
+    with bar, seeded(seed + runtime.process_index), memory_explained(where):
         for _ in range(config.suspicious_epochs):
             order = indices[torch.randperm(len(indices), generator=generator)]
             batches = list(order.split(batch_size))
             for size, images, given in _batches(samples, batches, runtime, num_workers):
                 with runtime.autocast():
-                    logits = logits_of(wrapped(images))
+                    logits = logits_of(wrapped(fitted(images, model)))
                 loss = F.cross_entropy(logits.float(), given, reduction="sum")
                 done += 1
                 watch.see(loss)

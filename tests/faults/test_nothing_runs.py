@@ -1,4 +1,4 @@
-"""Hostile input for every loader: nothing in a file runs, nobody is asked, and the error is ours."""
+"""Hostile input for every loader: nothing runs, nobody is asked, and the error is ours."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ DEMO = Path(CLIP.removeprefix("local-dir:"))
 LAUNCHER = Path(__file__).parents[2] / "integrations" / "timm"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEEP = "[" * 100_000 + "]" * 100_000
+
+TORN = "can't be read as YAML"
 
 
 class Harmful:
@@ -343,10 +345,10 @@ def test_hub_names_that_are_paths_are_refused(name: str, hub: Any, mark: Path) -
         ("seed: 1000000000000000000000", "a whole number beyond 9223372036854775807"),
         ("a: [[1, -1000000000000000000000]]", "a whole number beyond"),
         ("- " * 20_000, "nested too deeply"),
-        ("a: !!timestamp x", "can't be read as YAML"),
-        ("a: [1", "can't be read as YAML"),
+        ("a: !!timestamp x", TORN),
+        ("a: [1", TORN),
         ("a: 2001-99-99", "month must be in"),
-        ("\x00", "can't be read as YAML"),
+        ("\x00", TORN),
     ],
 )
 def test_hostile_yaml_is_one_clear_error(
@@ -355,8 +357,8 @@ def test_hostile_yaml_is_one_clear_error(
     """Row 45: settings files of ours, of the launcher and of the BackdoorBench script."""
     path = tmp_path / "settings.yaml"
     path.write_text(text.replace("{mark}", str(mark)))
-    with pytest.raises(ValueError, match=rf"settings\.yaml': can't be read as YAML: (.|\n)*{message}"
-                       if "read as" not in message else message):  # fmt: skip
+    expected = rf"settings\.yaml': can't be read as YAML: .*{message.removeprefix(TORN)}"
+    with pytest.raises(ValueError, match=expected):
         CGDConfig.from_yaml(path)
     monkeypatch.syspath_prepend(str(LAUNCHER))
     from arguments import parse
@@ -425,7 +427,7 @@ def test_the_launcher_runs_nothing_in_a_checkpoint(
         "--model-kwargs", "img_size=32", "--input-size", "3", "32", "32", "-b", "1", "-j", "0",
         "--output", str(tmp_path / "out"), "--cgd-off", option, str(tmp_path / "last.pth.tar"),
     ]  # fmt: skip
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         train.main(options)
     monkeypatch.setattr(building, "create_model", as_older_versions_read)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

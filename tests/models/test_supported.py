@@ -90,7 +90,7 @@ def eight_bit_floats() -> nn.Module:
 
 @pytest.mark.parametrize("made", [quantised_dynamically, eight_bits, eight_bit_floats])
 def test_a_quantised_model_is_named(made) -> None:
-    with pytest.raises(ValueError, match="quantised: .*make the guard of the model as it was"):
+    with pytest.raises(ValueError, match=r"quantised: .*make the guard of the model as it was"):
         check_model(made())
 
 
