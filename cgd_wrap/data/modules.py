@@ -23,8 +23,8 @@ BESIDE_THE_FUNCTION = frozenset({
     "_attn_implementation_autoset", "_commit_hash", "_compiled_call_impl", "_flat_weight_refs",
     "_flat_weights", "_hf_hook", "_is_hf_initialized", "_is_torch_compile", "_name_or_path",
     "_old_forward", "_original_forward", "architectures", "default_cfg", "dtype",
-    "generation_config", "hf_device_map", "name_or_path", "pretrained_cfg", "problem_type", "torch_dtype",
-    "transformers_version", "warnings_issued",
+    "generation_config", "hf_device_map", "name_or_path", "pretrained_cfg", "problem_type",
+    "torch_dtype", "transformers_version", "warnings_issued",
 })  # fmt: skip
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 LONGEST_TEXT = 80  # characters of a module's own description
