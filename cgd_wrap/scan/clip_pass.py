@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -116,6 +117,7 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
     files = [f for p in parts for f in (sorted(p.glob("*")) if p.is_dir() else [p]) if f.is_file()]
     return {
         "clip": clip,
+        "open_clip": importlib.metadata.version("open_clip_torch"),
         "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "class_names": list(class_names),
         "prompts": config.as_dict()["prompts"],
