@@ -51,6 +51,7 @@ ELSEWHERE = {  # module -> the tests of what it serves; a folder where that is a
     "split/label_scores": "clip/test_several.py",
     "split/result": "test_guard.py",
     "train/criteria": "train/test_loss.py",
+    "train/epochs": "train/test_fit.py",
     "train/protection": "test_guard.py",
 }
 

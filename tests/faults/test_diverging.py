@@ -95,7 +95,7 @@ def test_in_the_first_epoch_the_weights_from_before_come_back(tmp_path):
 
 
 def test_a_learning_rate_beyond_reason_is_no_training():
-    with pytest.raises(TrainingDivergedError, match="lower learning_rate than 1000000.0"):
+    with pytest.raises(TrainingDivergedError, match=r"lower learning_rate than 1000000\.0"):
         guard_of(learning_rate=1e6, max_gradient_norm=None).fit()
 
 
