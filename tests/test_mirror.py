@@ -61,6 +61,7 @@ ELSEWHERE = {  # module -> the tests of what it serves; a folder where that is a
     "split/result": "test_guard.py",
     "train/batch_checks": "faults/test_replaced_sampler.py",
     "train/criteria": "faults/test_criteria.py",
+    "train/epochs": "train/test_fit.py",
     "train/mixing": "faults/test_mixup.py",
     "train/protection": "test_guard.py",
     "train/trials": "faults/test_criteria.py",

@@ -29,8 +29,9 @@ logger = escaped_logger(__name__)
 NAME = "checkpoint.safetensors"
 PLACE = {"kind": "checkpoint of fit"}
 ADVICE = (
-    "It belongs to a training that was interrupted. Go on with that training's settings, or pass "
-    "resume=False to fit() to delete it and train anew, or another checkpoint_dir."
+    "It is the checkpoint of a training that was interrupted. Go on with the settings of that "
+    "training; or delete the file (or pass resume=False to fit) to train anew; or take another "
+    "checkpoint_dir."
 )
 
 
