@@ -155,7 +155,7 @@ class CGDConfig:
         text="""Samples a step of the suspicious model, over all processes. Small data sets get
         smaller batches, so that an epoch has 16 steps.""")
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
-        text="Share of the clean split that is kept out of training, for the stopping rule.")
+        text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---
     tolerance: float | None = setting(
         None, FIT, number(0, float("inf"), above=True, below=True, optional=True), paper=1.0,
