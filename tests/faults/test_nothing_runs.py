@@ -1,4 +1,4 @@
-"""Hostile input for every loader: nothing in a file runs, nobody is asked, and the error is ours."""
+"""Hostile input for every loader: nothing in a file runs, nobody is asked, the error is ours."""
 
 from __future__ import annotations
 
@@ -425,7 +425,7 @@ def test_the_launcher_runs_nothing_in_a_checkpoint(
         "--model-kwargs", "img_size=32", "--input-size", "3", "32", "32", "-b", "1", "-j", "0",
         "--output", str(tmp_path / "out"), "--cgd-off", option, str(tmp_path / "last.pth.tar"),
     ]  # fmt: skip
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         train.main(options)
     monkeypatch.setattr(building, "create_model", as_older_versions_read)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

@@ -38,7 +38,9 @@ def test_a_model_sharded_by_fsdp2_is_named_and_may_be_sharded_after_the_scan() -
     mesh = init_device_mesh("cpu", (1,))
     model = fully_shard(tiny_net(), mesh=mesh)
     for refuse in (check_model, check_trainable, lambda m: fresh_copy(m, 0)):
-        with pytest.raises(ValueError, match=r"sharded by FSDP2 .*'0\.weight' .*shard the model after"):
+        with pytest.raises(
+            ValueError, match=r"sharded by FSDP2 .*'0\.weight' .*shard the model after"
+        ):
             refuse(model)
     with pytest.raises(ValueError, match="sharded by FSDP2"):
         guard_of(model).scan()
@@ -88,7 +90,7 @@ def eight_bit_floats() -> nn.Module:
 
 @pytest.mark.parametrize("made", [quantised_dynamically, eight_bits, eight_bit_floats])
 def test_a_quantised_model_is_named(made) -> None:
-    with pytest.raises(ValueError, match="quantised: .*make the guard of the model as it was"):
+    with pytest.raises(ValueError, match=r"quantised: .*make the guard of the model as it was"):
         check_model(made())
 
 
