@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cgd_wrap.data.paths import image_path
-from cgd_wrap.data.pixels import classify_failure, describe, is_image
+from cgd_wrap.data.pixels import classify_failure, describe, is_image, is_picture
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.sources import is_table, locate, readable
 from cgd_wrap.errors import BadSampleError, DatasetError
@@ -48,9 +48,23 @@ class SampleLayout:
         """
         return _replaced(sample, self.label, _same_kind(sample[self.label], label))
 
-    def with_image(self, sample: Any, image: Any) -> Any:
-        """Copy a sample with another image, in the same structure."""
-        return _replaced(sample, self.image, image)
+    def images_in(self, sample: Any) -> list[int | str]:
+        """Where a sample holds images: its image first, then others, such as the raw image.
+
+        Others count where they can hardly be anything else: PIL images of intensities, and float or
+        byte arrays of 1, 3 or 4 channels. Boxes and masks of class numbers don't count.
+        """
+        keys = list(sample) if isinstance(sample, Mapping) else range(len(sample))
+        own = {self.image, self.label} | {
+            len(sample) + key for key in (self.image, self.label) if isinstance(key, int)
+        }
+        return [self.image, *(k for k in keys if k not in own and is_picture(sample[k]))]
+
+    def with_entries(self, sample: Any, entries: Mapping[int | str, Any]) -> Any:
+        """Copy a sample with other entries, in the same structure."""
+        for key, value in entries.items():
+            sample = _replaced(sample, key, value)
+        return sample
 
 
 def find_layout(

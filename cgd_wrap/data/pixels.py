@@ -20,6 +20,7 @@ from cgd_wrap.errors import BadSampleError, DatasetError
 MAX_RESIZED_PIXELS = 2**26
 
 CHANNELS = (1, 3, 4)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_image(value: object) -> bool:
@@ -33,6 +34,16 @@ def is_image(value: object) -> bool:
             return False
         return len(shape) == 2 or (len(shape) == 3 and bool({shape[0], shape[2]} & {*CHANNELS}))
     return _is_encoded(value)
+
+
+def is_picture(value: object) -> bool:
+    """Whether ``value`` is surely an image: intensities in planes of some size, with channels."""
+    if isinstance(value, Image.Image):
+        return value.mode in ("L", "RGB", "RGBA")
+    if not isinstance(value, (np.ndarray, torch.Tensor)) or not is_image(value):
+        return False
+    intensities = torch.as_tensor(value[:0]).dtype in (torch.uint8, *_FLOATS)
+    return intensities and value.ndim == 3 and sum(size >= 8 for size in value.shape) >= 2
 
 
 def as_rgb(value: object) -> Image.Image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +15,17 @@ from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.exposure import Draw, unpack
 from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache  # once in each process
+def _say_unexposed(kind: str) -> None:
+    logger.warning(
+        "Exposure has no effect: the samples' images are of type %s, which only your collate "
+        "function can read. Let the dataset give PIL images, arrays or tensors.",
+        kind,
+    )
 
 
 class GuardedDataset(Dataset[Any]):
@@ -56,9 +69,16 @@ class GuardedDataset(Dataset[Any]):
             with kept_rng():  # the user's augmentation goes on as if no other had been read
                 others = read([draw.other for _, draw in exposed])
             for (i, draw), other in zip(exposed, others, strict=True):
-                images = self.layout.image_of(samples[i]), self.layout.image_of(other)
-                samples[i] = self.layout.with_image(samples[i], draw.shown(*images))
+                samples[i] = self._exposed(samples[i], other, draw)
         return samples
+
+    def _exposed(self, sample: Any, other: Any, draw: Draw) -> Any:
+        """Blend another sample into a sample's images, as the model may be fed with any of them."""
+        keys = [k for k in self.layout.images_in(sample) if k in self.layout.images_in(other)]
+        shown = {key: draw.shown(sample[key], other[key]) for key in keys}
+        if all(shown[key] is sample[key] for key in keys):
+            _say_unexposed(type(self.layout.image_of(sample)).__name__)
+        return self.layout.with_entries(sample, shown)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("base", "layout"):
