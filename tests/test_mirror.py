@@ -50,8 +50,11 @@ ELSEWHERE = {  # module -> the tests of what it serves; a folder where that is a
     "split/clip_agreement": "split/test_clip_warnings.py",
     "split/label_scores": "clip/test_several.py",
     "split/result": "test_guard.py",
-    "train/criteria": "train/test_loss.py",
+    "train/batch_checks": "faults/test_replaced_sampler.py",
+    "train/criteria": "faults/test_criteria.py",
+    "train/mixing": "faults/test_mixup.py",
     "train/protection": "test_guard.py",
+    "train/trials": "faults/test_criteria.py",
 }
 
 

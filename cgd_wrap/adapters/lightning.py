@@ -96,9 +96,6 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         loaders = self._guarded_loaders(trainer)
         for loader in loaders:
             _check_order(loader, trainer)
-        if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time limit ends the run
-            for stream in _streams(loaders):
-                stream.set_run(trainer.max_epochs)
         self._find_loss(pl_module)
         self._restart(trainer, pl_module)
         stale = [loader for loader in loaders if _runs_ahead(loader, trainer.current_epoch)]
@@ -182,7 +179,10 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         return self.guard.model if own and trained.issuperset(own) else module
 
     def _set_epoch(self, trainer: Any) -> None:
-        for stream in _streams(self._guarded_loaders(trainer)):
+        for stream in _streams(self._guarded_loaders(trainer)):  # a module may make them anew
+            run = max(trainer.max_epochs or 0, 0) or None  # max_steps or a time limit may end it
+            if run and stream.epochs.run != run:
+                stream.set_run(run)
             stream.set_epoch(trainer.current_epoch)
 
 

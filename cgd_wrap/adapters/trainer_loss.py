@@ -23,9 +23,17 @@ class TrainerLoss:
 
     Args:
         loss: the guarded loss, from :meth:`CGDGuard.loss`.
+
+    Raises:
+        ValueError: the loss is a sum over samples.
     """
 
     def __init__(self, loss: CGDLoss) -> None:
+        if loss.reduction != "mean":
+            raise ValueError(
+                f'a criterion with reduction="{loss.reduction}" can\'t be used in a Trainer, which '
+                'takes the mean over the samples of a step itself: pass one with reduction="mean"'
+            )
         self.loss = loss
         self._sums: Tensor | None = None
 

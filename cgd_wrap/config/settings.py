@@ -189,8 +189,8 @@ class CGDConfig:
     allow_missing_classes: bool = setting(False, SPLIT, flag(),
         text="Whether a class without any clean sample is a warning instead of an error.")
     strict: bool = setting(False, LOSS, flag(),
-        text="""Whether an untagged batch in training is an error instead of a warning, given
-        once.""")
+        text="""Whether an untagged batch in training, and a sampler that another tool has put in
+        place of the guard's, are errors instead of warnings, given once.""")
     scan_batch_size: int | None = setting(None, SCAN, count(optional=True),
         text="""Samples a forward pass of the scan. None means 128 on a CPU, and on a GPU 512,
         halved as long as memory runs out.""")

@@ -13,7 +13,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.mixing import refuse_mixing
 from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
 
 # Arguments of a DataLoader that are kept: all but dataset and sampling (torch 2.6 to 2.15).
@@ -37,7 +38,8 @@ def guarded_loader(
 
     Raises:
         TypeError: the loader is of a subclass of DataLoader, or its sampling can't be kept.
-        ValueError: the loader is of another dataset, or has been prepared by Accelerate.
+        ValueError: the loader is of another dataset, has been prepared by Accelerate, or blends
+            labels in its collate function.
     """
     _check(loader, base)
     options = {name: getattr(loader, name) for name in KEPT if hasattr(loader, name)}
@@ -89,11 +91,17 @@ def _check(loader: DataLoader[Any], base: Any) -> None:
             "behaviour would be lost. Build it over guard.balanced_view instead, and wrap the "
             "criterion with guard.loss"
         )
+    if isinstance(loader.dataset, (GuardedDataset, BalancedView)):
+        raise ValueError(
+            "this loader is guarded already: call guard.protect once, before the loop, with the "
+            "loader of your own dataset"
+        )
     if loader.dataset is not base:
         raise ValueError(
             f"the loader's dataset ({type(loader.dataset).__name__}) is not the one that this "
             f"guard was made for ({type(base).__name__}). Make the guard for loader.dataset"
         )
+    refuse_mixing(loader.collate_fn)
     batches = loader.batch_sampler
     if batches is None:
         raise TypeError(

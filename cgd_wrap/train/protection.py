@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections import deque
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +18,36 @@ from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import GuardedDataset
 from cgd_wrap.train.loaders import guarded_loader
 from cgd_wrap.train.loss import CGDLoss
-from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 from cgd_wrap.train.tags import SampleTable
+
+logger = logging.getLogger(__name__)
+
+
+class Restarts:
+    """Notices loaders that are made anew for each epoch, and so all begin at the first epoch.
+
+    Whether they serve the epochs of one run can't be known: they may be of several runs. So they
+    are left as they are, and a warning is given, once.
+    """
+
+    def __init__(self) -> None:
+        self._samplers: deque[BalancedSampler] = deque(maxlen=2)
+        self._said = False
+
+    def notice(self, sampler: BalancedSampler) -> None:
+        """Note a new loader's sampler, which hasn't been drawn from."""
+        served_one = [s.epoch == 1 and s.epochs.run != 1 for s in self._samplers]
+        if served_one == [True, True] and not self._said:
+            self._said = True
+            logger.warning(
+                "Loaders are made anew for each epoch, and each begins at the first epoch: all "
+                "epochs draw the same samples and blends, and no later epoch has fewer blends. "
+                "Call guard.protect once, before the loop; or tell each loader its epoch, by "
+                "loader.batch_sampler.sampler.set_epoch(epoch)."
+            )
+        self._samplers.append(sampler)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +65,7 @@ class Protection:
     result: ScanResult
     config: CGDConfig
     dataset: GuardedDataset
+    _restarts: Restarts = field(default_factory=Restarts, init=False)
 
     @cached_property
     def table(self) -> SampleTable:
@@ -68,11 +98,18 @@ class Protection:
                 (see ``CGDConfig.early_exposure``). None: all epochs are as the first half.
 
         Raises:
-            TypeError: the loader can't be rebuilt.
-            ValueError: the loader serves another dataset, or was prepared by Accelerate.
+            TypeError: the loader can't be rebuilt, or the criterion not computed sample by sample.
+            ValueError: the loader serves another dataset, was prepared by Accelerate, or blends
+                labels; or the criterion is no mean or sum over samples.
         """
+        logger.info(
+            "Labels in guarded batches are tags. A training accuracy that compares them with "
+            "predictions is 0: take criterion.labels(targets) for them."
+        )
         indices = self.epoch_indices.in_run_of(epochs)
         guarded = guarded_loader(loader, self.dataset.base, self.dataset, indices)
+        batches: Any = guarded.batch_sampler
+        self._restarts.notice(batches.sampler)
         return guarded, self.loss(criterion)
 
     def held_out_stopping(

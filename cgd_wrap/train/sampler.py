@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ from cgd_wrap.train.tags import SampleTable
 MOST_REPEATS = 5  # most times that an epoch holds a sample
 
 
+@dataclass
+class Orders:
+    """Whether the order of an epoch was made for any of a result's samplers and views."""
+
+    made: bool = False
+
+
+_orders: WeakKeyDictionary[ScanResult, Orders] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True, eq=False)
 class EpochIndices:
     """The indices that each epoch holds: balanced clean samples, and others at given frequencies.
@@ -32,6 +43,7 @@ class EpochIndices:
         seed: seed of the balancing, the exposure and the order.
         exposure: how clean samples are exposed to suspicious images, or None.
         run: number of epochs of the training, where known.
+        orders: notes that an order was made; the same for all indices of a result.
     """
 
     labels: Int[Tensor, "n"]
@@ -40,6 +52,7 @@ class EpochIndices:
     seed: int = 0
     exposure: Exposure | None = None
     run: int | None = None
+    orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def for_result(
@@ -64,7 +77,13 @@ class EpochIndices:
             times=times,
             seed=config.seed,
             exposure=_exposure(table, config),
+            orders=_orders.setdefault(result, Orders()),
         )
+
+    @property
+    def held(self) -> Bool[Tensor, "n"]:
+        """Samples that epochs hold; the others are held out, unreadable or left out."""
+        return self.clean | (self.times > 0)
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
@@ -80,6 +99,7 @@ class EpochIndices:
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
+        self.orders.made = True
         indices = self.of(epoch)
         if self.exposure is None:
             return indices
