@@ -68,7 +68,7 @@ START = "import sys; from cgd_wrap.cli import main; sys.exit(main())"
 COMMON = ("--model", "test_resnet", "--image-size", "32", "--clip", CLIP, "--quiet")
 SCAN = ("scan", "R/images", "--out", "R/out", *COMMON)
 MISTAKES = {
-    "an empty folder": (("scan", "R/empty", "--out", "R/out", *COMMON), "at least 2 folders"),
+    "an empty folder": (("scan", "R/empty", "--out", "R/out", *COMMON), "2 or more folders"),
     "no folder": (("scan", "R/nowhere", "--out", "R/out", *COMMON), "nowhere': No such file"),
     "a file for a folder": (("scan", "R/file", "--out", "R/out", *COMMON), "file': Not a dir"),
     "a file in the way": (("scan", "R/images", "--out", "R/file", *COMMON), "file': File exists"),
@@ -116,7 +116,10 @@ MISTAKES = {
     "figures to a folder": (
         ("drill", "R/images", "--out", "R/out", *COMMON, "--json", "R/empty"),
         "empty': Is a directory"),
-    "half of the arguments": (("defend", "R/images"), "missing: ['out', 'model', 'weights_out']"),
+    "half of the arguments": (("defend", "R/images"), "missing: --out, --model, --weights-out"),
+    "arguments that exclude each other": (
+        ("defend", "--backdoorbench", "R/empty", "--out", "R/x", "--image-size", "8"),
+        "takes the place of --out, --image-size: "),
     "no result of BackdoorBench": (("defend", "--backdoorbench", "R/empty"), "no BackdoorBench"),
 }  # fmt: skip
 
