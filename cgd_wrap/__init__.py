@@ -20,6 +20,8 @@ from cgd_wrap.errors import (
     DatasetError,
     MissingExtraError,
     ScanIncompleteError,
+    StoredFileError,
+    TrainingDivergedError,
 )
 from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
@@ -44,5 +46,7 @@ __all__ = [
     "MissingExtraError",
     "ScanIncompleteError",
     "Split",
+    "StoredFileError",
+    "TrainingDivergedError",
     "functional",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cgd_wrap.escaping import printable
@@ -45,8 +46,12 @@ class BadSampleError(DatasetError):
         self.index, self.reason, self.message, self.path = index, reason, message, path
 
 
+class NoImageError(CGDError, TypeError):
+    """A sample holds something else where its image should be; the message says what."""
+
+
 class CacheMismatchError(CGDError, RuntimeError):
-    """A cache folder was written for other data or settings.
+    """A cache folder was written for other data or settings, or by another version.
 
     Attributes:
         fields: name of each field that differs -> (value in the cache, value now).
@@ -55,6 +60,10 @@ class CacheMismatchError(CGDError, RuntimeError):
     def __init__(self, message: str, fields: Mapping[str, tuple[object, object]]) -> None:
         super().__init__(message)
         self.fields = dict(fields)
+
+
+class StoredFileError(CGDError, RuntimeError):
+    """A stored file is damaged and isn't made again by itself, or its folder can't be used."""
 
 
 class ScanIncompleteError(CGDError, RuntimeError):
@@ -67,6 +76,22 @@ class ScanIncompleteError(CGDError, RuntimeError):
     def __init__(self, message: str, missing: Sequence[int]) -> None:
         super().__init__(message)
         self.missing = list(missing)
+
+
+class TrainingDivergedError(CGDError, RuntimeError):
+    """A loss, gradient or weight of a training stopped being a usable number.
+
+    Attributes:
+        step: number of the first such step of the training, from 1.
+        epoch: number of the epoch that the step belongs to, from 1.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step, self.epoch = step, epoch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), step=self.step, epoch=self.epoch), self.args
 
 
 class ClipLoadError(CGDError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from cgd_wrap.clip.several import Clips, check_clips, names_of
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data import find_layout
-from cgd_wrap.data.classes import names_and_labels
+from cgd_wrap.data.classes import read_labelling
 from cgd_wrap.data.layout import check_same_length
+from cgd_wrap.data.unchanged import Seen
+from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits
 from cgd_wrap.scan.subject import Subject
@@ -32,7 +34,8 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.saving import load_result, save_result, saved_config
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
-from cgd_wrap.train.fit import EpochRecord, fit_guarded
+from cgd_wrap.train.epochs import EpochRecord
+from cgd_wrap.train.fit import fit_guarded
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.protection import Protection
 from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
@@ -74,7 +77,7 @@ class CGDGuard:
         suspicious: suspicious model, used as it is, or a checkpoint. Default: trained fresh copies.
         image_key: position or key of the image in a sample. Default: found.
         label_key: position or key of the label in a sample. Default: found.
-        num_workers: worker processes of the scan's data loaders.
+        num_workers: processes that read samples. With 0, a sample that crashes ends this process.
         progress: draw progress bars.
 
     Raises:
@@ -107,9 +110,8 @@ class CGDGuard:
         self.accelerator, self.num_workers, self.progress = accelerator, num_workers, progress
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.base = dataset
-        self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
-        self.class_names, self.targets = names_and_labels(
-            dataset, self.layout, class_names, record_bad=self.config.on_bad_sample == "record"
+        self.layout, self.class_names, self.targets, self.unreadable = read_labelling(
+            dataset, class_names, image_key, label_key, self.config, num_workers, progress
         )
         check_same_length(dataset, clip_dataset=clip_dataset, eval_dataset_view=eval_dataset_view)
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
@@ -121,7 +123,7 @@ class CGDGuard:
 
     # --- scan -----------------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def scan(self, *, overwrite: bool = False) -> CGDGuard:
         """Score every sample, split the dataset, and return the guard itself.
 
@@ -132,29 +134,27 @@ class CGDGuard:
             overwrite: replace results in ``cache_dir`` that were made for other data or settings.
 
         Raises:
-            CacheMismatchError: ``cache_dir`` is of other data or settings; the fields are named.
+            CacheMismatchError: ``cache_dir`` is of other data, settings or versions, named here.
             ClipLoadError: CLIP's trained weights can't be had.
             DatasetError: samples can't be read (BadSampleError names the first, unless
                 ``config.on_bad_sample`` allows it), a view is random, a class has no clean sample.
-            ScanIncompleteError: another process failed.
+            ScanIncompleteError, StoredFileError: another process failed; ``cache_dir`` is unusable.
             ValueError: the model's outputs don't fit the classes.
         """
         check_clips(self.clip, self.config)  # the user may have changed either attribute
         runtime, subject, config = Runtime.of(self.accelerator), self.subject, self.config
         raw = subject.raw_view()
-        shape = subject.input_shape(raw)
+        inputs = subject.inputs(raw)
         options = PassOptions(
-            folder=self.cache_dir or self._temporary_cache.folder(runtime),
-            dataset=subject.identity(raw), num_classes=len(self.class_names), config=config,
-            runtime=runtime, num_workers=self.num_workers, progress=self.progress,
-            overwrite=overwrite,
+            folder=self.cache_dir or self._temporary_cache.folder(runtime), config=config,
+            is_kept=self.cache_dir is not None, dataset=subject.identity(raw), overwrite=overwrite,
+            num_classes=len(self.class_names), runtime=runtime, workers=subject.workers,
+            progress=self.progress, unreadable=self.unreadable,
         )  # fmt: skip
-        logits = subject.passes(raw, shape, options)
+        logits = subject.passes(raw, inputs, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
         if config.depends_on_model:
-            known = subject.class_knowledge(
-                raw, shape, result.split.clean, runtime, seed=config.seed, progress=self.progress
-            )
+            known = subject.class_knowledge(raw, inputs, result.split.clean, options)
             result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
@@ -165,7 +165,8 @@ class CGDGuard:
 
     def _adopt(self, result: ScanResult) -> None:
         announce(result, self.class_names, self.config)
-        self._result, self._view = result, None
+        self._result, self._view, self._kept = result, None, None
+        self._seen = Seen.of(self.targets, self.subject.raw_view(), result.bad)
 
     @property
     def subject(self) -> Subject:
@@ -173,6 +174,7 @@ class CGDGuard:
         return Subject(
             self.model, self.base, self.layout, self.class_names, self.targets, self.clip,
             self.clip_dataset, self.eval_dataset_view, self.suspicious,
+            self.unreadable, Workers(self.num_workers, self.config.sample_timeout),
         )  # fmt: skip
 
     # --- what the scan found --------------------------------------------------------------------
@@ -221,8 +223,8 @@ class CGDGuard:
     @property
     def balanced_view(self) -> BalancedView:
         """An epoch's samples as a dataset, for hosts that own their sampler; one object for all."""
-        if self._view is None:
-            self._view = BalancedView(self.dataset, self.epoch_indices())
+        indices, view = self.epoch_indices(), self._view
+        self._view = BalancedView(self.dataset, indices) if view is None else view
         return self._view
 
     def epoch_indices(self, seed: int | None = None) -> EpochIndices:
@@ -250,10 +252,12 @@ class CGDGuard:
         return self._protection(self.config).protect(loader, criterion, epochs)
 
     def _protection(self, config: CGDConfig) -> Protection:
-        """The parts of a training; made again only if result or configuration have changed."""
-        kept = self._kept
-        if kept is None or kept.result is not self.result or kept.config != config:
-            kept = self._kept = Protection(self.result, config, self.dataset)
+        """The parts of a training, as long as the data are those of the scan (DatasetError)."""
+        kept, result = self._kept, self.result
+        self._seen.check(self.base, self.layout, None if kept else self.subject.raw_view)
+        if kept is None or kept.config != config:
+            kept = self._kept = Protection(result, config, self.dataset)
+            kept.log_epoch_length()
         return kept
 
     def attach(
@@ -280,20 +284,22 @@ class CGDGuard:
 
     def fit(
         self, *, validation_loader: DataLoader[Any] | None = None,
-        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None, **changes: Any,
+        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+        checkpoint_dir: str | Path | None = None, resume: bool = True, **changes: Any,
     ) -> list[EpochRecord]:  # fmt: skip
         """Train the model in place with the guarded loss; return a record of each epoch.
 
-        Args:
-            validation_loader: clean data for the stopping rule. Default: the held-out part.
-            on_epoch: called after each epoch, on every process, with its record and the model.
-            changes: settings of the training, such as ``epochs=4``; a ValueError for others.
+        An interrupted training goes on from ``checkpoint_dir`` (default: ``fit`` in ``cache_dir``).
+        ``validation_loader`` is for the stopping rule (default: the held-out part); ``changes`` are
+        settings such as ``epochs=4``. See :func:`cgd_wrap.train.fit.fit_guarded` for the rest.
         """
-        config = self.config.for_training(changes, has_accelerator=self.accelerator is not None)
+        changed = copy.copy(self)
+        changed.config = self.config.for_training(changes, has_accelerator=bool(self.accelerator))
         return fit_guarded(
-            self.model, self._protection(config), self.accelerator, self.subject.evaluated_images(),
-            validation_loader=validation_loader, num_workers=self.num_workers,
-            on_epoch=on_epoch, progress=self.progress,
+            self.model, self._protection(changed.config), self.accelerator,
+            changed.stopping(loader=validation_loader),
+            checkpoint_dir=checkpoint_dir or (self.cache_dir and self.cache_dir / "fit"),
+            resume=resume, num_workers=self.num_workers, on_epoch=on_epoch, progress=self.progress,
         )  # fmt: skip
 
     def drill(self, attack: Any = "badnets", **options: Any) -> Any:
@@ -303,12 +309,11 @@ class CGDGuard:
 
     # --- what stays -----------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 
-        ``details`` are ``poisoned``, ``figures``, ``stage_seconds`` and ``title`` of a
-        :class:`cgd_wrap.report.Report`.
+        ``details`` are optional fields of a :class:`cgd_wrap.report.Report`, such as ``title``.
         """
         from cgd_wrap.report import Report, write_report
 
@@ -328,11 +333,8 @@ class CGDGuard:
     def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
         """Make a guard of the same data from the result that :meth:`save` wrote.
 
-        ``options`` are further arguments of the class; ``config`` is by default as saved.
-
-        Raises:
-            CacheMismatchError: the folder belongs to other data, class names, thresholds or
-                calibration; the fields that differ are named.
+        ``options`` are further arguments of the class; ``config`` is by default as saved. See
+        :func:`cgd_wrap.split.saving.load_result` for errors.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

@@ -81,6 +81,11 @@ class Runtime:
         return str(box[0])
 
 
+def is_main_process() -> bool:
+    """Whether this is the main process of a run, also before there is any process group."""
+    return (dist.get_rank() if is_distributed() else int(os.environ.get("RANK", "0"))) == 0
+
+
 def is_distributed() -> bool:
     """Whether more than one process of a torch process group is at work."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

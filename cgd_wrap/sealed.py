@@ -31,6 +31,8 @@ def write_sealed(
 ) -> None:
     """Write tensors and notes as one safetensors file, as a whole or not at all.
 
+    Equal values give equal bytes.
+
     Args:
         path: the file; replaced if it is there.
         tensors: tensors by name; each is stored by itself, also where two share memory.
@@ -42,8 +44,10 @@ def write_sealed(
         OSError: the file can't be written; on a full disk, with the bytes needed and free.
     """
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = _canonical(notes or {})
-    metadata = {"notes": text, SEAL: _seal(place, text, dense)}
+    known = notes or {}
+    sealed = {"notes": known, SEAL: _seal(place, _canonical(known), dense)}
+    # Under one name, since safetensors writes several in a random order.
+    metadata = {"sealed": _canonical(sealed)}
     write_atomically(path, save({n: t.clone() for n, t in dense.items()}, metadata))
 
 
@@ -59,13 +63,13 @@ def read_sealed(
     try:
         payload = path.read_bytes()
         header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-        tensors, metadata = load(payload), header["__metadata__"]
-        if metadata[SEAL] != _seal(place, metadata["notes"], tensors):
+        tensors, sealed = load(payload), json.loads(header["__metadata__"]["sealed"])
+        if sealed[SEAL] != _seal(place, _canonical(sealed["notes"]), tensors):
             return None
-        return tensors, json.loads(metadata["notes"])
+        return tensors, sealed["notes"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
 
 
@@ -94,5 +98,5 @@ def _seal(place: Mapping[str, Any], notes: str, tensors: Mapping[str, Tensor]) -
     for name, tensor in sorted(tensors.items()):
         described = f"{name!r} {tensor.dtype} {tuple(tensor.shape)}"
         total.update(f"{len(described)} {described}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -27,8 +27,8 @@ PROMPTS = ("a photo of a {}", "a small {}", "a large {}", "a red {}", "a blue {}
 class OwnClip(nn.Module):
     """Scores an image by its cosine with the mean text of each class, times the model's scale.
 
-    The weights of a module are part of the scan's fingerprint, so that a scan by other weights is
-    not used again. A judge that is no module has a method ``fingerprint() -> str`` for that.
+    The weights, settings and code of a judge are part of the scan's fingerprint, so that a scan by
+    another judge is not used again. A method ``fingerprint()`` may stand for what a judge holds.
     """
 
     def __init__(self, source: str, class_names: list[str]) -> None:

@@ -13,7 +13,7 @@ import cgd_wrap
 ROOT = Path(cgd_wrap.__file__).parent
 # Each room may import from the rooms before it, and from itself.
 LAYERS = (
-    "escaping", "errors", "randomness", "processes", "functional", "config", "files", "sealed",
+    "escaping", "errors", "randomness", "processes", "files", "functional", "config", "sealed",
     "data", "models", "clip", "attacks", "scan", "split", "train", "metrics", "report", "adapters",
     "guard", "drill", "demo", "backdoorbench", "moved", "cgd_wrap", "cli",
 )  # fmt: skip

@@ -81,8 +81,8 @@ def test_when_a_process_dies_the_others_finish_and_name_its_units(tmp_path: Path
     assert ranks[0].returncode not in (0, None)
     assert "ScanIncompleteError" in errors[0]
     assert "units [3, 5] of 6 are missing" in errors[0]
-    done = {p.name for p in (tmp_path / "clip").glob("0*.json")}
-    assert done == {"00000.json", "00001.json", "00002.json", "00004.json"}
+    done = {p.name for p in (tmp_path / "clip").glob("0*")}
+    assert done == {f"0000{unit}.safetensors" for unit in (0, 1, 2, 4)}
 
 
 class ReadsColour(nn.Module):

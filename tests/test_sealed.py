@@ -39,6 +39,14 @@ def test_what_was_written_comes_back(file: Path) -> None:
         assert torch.equal(tensors[name], tensor)
 
 
+def test_equal_values_give_equal_bytes(file: Path) -> None:
+    """Safetensors alone writes metadata of several names in a random order."""
+    for number in range(20):
+        again = file.with_name(str(number))
+        write_sealed(again, dict(reversed(TENSORS.items())), PLACE, NOTES)
+        assert again.read_bytes() == file.read_bytes()
+
+
 def test_tensors_that_share_memory_are_stored_each(tmp_path: Path) -> None:
     whole = torch.arange(6.0)
     write_sealed(tmp_path / "a", {"one": whole, "two": whole, "part": whole[2:]}, PLACE)

@@ -87,6 +87,20 @@ def tiny_net(seed: int = 0, classes: int = 3) -> nn.Sequential:
         )  # fmt: skip
 
 
+class Tied(nn.Module):
+    """A classifier of such pictures, two of whose layers have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.first, self.second = nn.Linear(192, 192), nn.Linear(192, 192)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(192, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.second(self.first(self.flatten(images)).relu()))
+
+
 def quick_config(**changes: Any) -> CGDConfig:
     """The numbers for a trained model, in batches that suit so little data."""
     quick = {

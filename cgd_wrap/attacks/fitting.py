@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -11,8 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from cgd_wrap.attacks.arguments import require
@@ -20,15 +17,16 @@ from cgd_wrap.attacks.poisoning import Attack, PoisonedDataset, TriggeredDataset
 from cgd_wrap.attacks.raw import RawSequence, check_raw, check_target, raw_labels
 from cgd_wrap.attacks.surrogate import Material, centred, common_side
 from cgd_wrap.data.class_names import find_class_names
-from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
+from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.data.layout import find_layout
+from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import CGDError, DatasetError
 from cgd_wrap.escaping import escaped_logger
-from cgd_wrap.files import write_atomically
 from cgd_wrap.models.small_resnet import small_resnet
-from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.models.weights import copy_of, hash_weights
 from cgd_wrap.randomness import kept_rng, seeded
+from cgd_wrap.sealed import read_sealed, write_sealed
 
 logger = escaped_logger(__name__)
 
@@ -179,7 +177,7 @@ class FittedAttack(Attack):
         raw = RawSequence(readable(dataset), layout)
         return Material(
             raw=raw, labels=labels, num_classes=num_classes, side=common_side(raw),
-            network=copy.deepcopy(network), normalise=normalise, seed=self.seed,
+            network=copy_of(network), normalise=normalise, seed=self.seed,
             limit=self.surrogate_samples, progress=progress,
         )  # fmt: skip
 
@@ -194,18 +192,18 @@ class FittedAttack(Attack):
         return f"{name}-{dataset_fingerprint(parts)}.safetensors"
 
 
+def _place(path: Path) -> dict[str, str]:
+    return {"kind": "fitted attack", "name": path.name}
+
+
 def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save_tensors({k: v.contiguous() for k, v in tensors.items()}))
+    write_sealed(path, tensors, _place(path))
 
 
 def _stored(path: Path) -> dict[str, Tensor] | None:
     """Read the tensors that an earlier fit stored; None where no readable file is."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        logger.warning("%s is damaged (%s) and is made anew", path, error)
-        return None
+    found = read_sealed(path, _place(path))
+    if found is None and path.exists():
+        logger.warning("%s is damaged and is made anew", path)
+    return None if found is None else found[0]

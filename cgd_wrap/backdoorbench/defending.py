@@ -108,6 +108,7 @@ def defend_folder(
         UnsafeFileError: a file would have to run code to be read.
         AttackResultError: the result is incomplete, or doesn't fit the data.
         MissingExtraError: the extra ``report`` is not installed.
+        TrainingDivergedError: the repair has diverged; no result is written.
     """
     from accelerate import Accelerator
 
@@ -138,7 +139,7 @@ def defend_folder(
     if accelerator.is_main_process:
         files |= write_awc(result.folder / FOLDER, guard, train)
     with seeded(config.seed):  # BackdoorBench's augmentation draws from the global stream
-        guard.fit(on_epoch=epochs)
+        guard.fit(on_epoch=epochs, resume=False)  # the rows of earlier epochs would be missing
     found = detection_figures(guard.entropy_map, guard.split, train.is_poisoned)
     defence = Defence(before, bench.measure(model), found, files, guard)
     logger.info("Repaired: %s.", in_words(defence.after))

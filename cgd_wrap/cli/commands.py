@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cgd_wrap.cli.ending import say
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.escaping import brief, escaped_logger
+from cgd_wrap.files import write_atomically
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
 from cgd_wrap.report.figure import require_matplotlib
 
@@ -90,14 +91,14 @@ def _defend_result(args: argparse.Namespace) -> None:
 
 
 def _defend_images(args: argparse.Namespace) -> None:
-    from safetensors.torch import save_model
+    from cgd_wrap.models.weights import write_weights
 
     _check_file(args.weights_out)
     guard = _guard(args).scan(overwrite=bool(args.overwrite))
     _finish(guard, args.out)
     for record in guard.fit():
         say(json.dumps(record.as_dict()))
-    save_model(guard.model, str(args.weights_out))
+    write_weights(guard.model, args.weights_out)
     say(f"repaired weights: {args.weights_out}")
 
 
@@ -141,7 +142,7 @@ def _finish(guard: CGDGuard, folder: Path) -> None:
 
 
 def _write_figures(path: Path, figures: dict[str, Any]) -> None:
-    path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_atomically(path, json.dumps(figures, indent=1).encode())
 
 
 def _say_files(files: dict[str, Path]) -> None:

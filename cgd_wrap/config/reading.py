@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,13 @@ from cgd_wrap.config.reference_files import (
 )
 from cgd_wrap.config.setting import Setting
 from cgd_wrap.escaping import brief, escaped_logger, printable
+from cgd_wrap.files import write_atomically
 
 logger = escaped_logger(__name__)
+
+# Of a settings file; ours have a few thousand characters, and a list in a mapping.
+MOST_CHARACTERS, MOST_BRACKETS = 50_000, 20
+LARGEST = 2**63 - 1  # what torch takes as a whole number
 
 
 def is_reference(values: Mapping[str, Any]) -> bool:
@@ -64,16 +70,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, with numbers such as 5e-4 as numbers.
 
     Raises:
-        ValueError: the file is no YAML, holds no mapping, or a setting has parts within parts.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no mapping, a setting has parts within parts, or it is nothing
+            that :func:`load_yaml` reads.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{line}{error.problem}") from error
-    except Exception as error:  # yaml's own constructors raise all kinds
-        raise ValueError(f"no YAML that can be read ({brief(error)})") from error
+    values = _plain_values(path)
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping of settings, got {type(values).__name__}")
     if numbered := [name for name in values if not isinstance(name, str)]:
@@ -82,13 +83,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         parts = value.values() if isinstance(value, dict) else value
         several = isinstance(value, (dict, list, tuple, set))
         if several and any(isinstance(part, (dict, list, tuple, set)) for part in parts):
-            # Aliases could make an endless text of it.
             raise ValueError(f"{name!r}: no setting has parts within parts")
     numbers = {name: as_number(value) for name, value in values.items()}
     if isinstance(numbers.get("calibration"), dict):
         thresholds = numbers["calibration"]
         numbers["calibration"] = {name: as_number(value) for name, value in thresholds.items()}
     return numbers
+
+
+def load_yaml(path: Path) -> Any:
+    """Read the plain values of a YAML file: texts, numbers, lists and mappings; never objects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is too long or too deep, isn't YAML, or asks for anything else, such as
+            Python objects or aliases (``*name``), by which a short file can stand for an endless
+            one.
+    """
+    with faults_named(path):
+        return _plain_values(path)
 
 
 @contextmanager
@@ -104,7 +117,46 @@ def faults_named(path: Path) -> Iterator[None]:
         raise ValueError(f"{str(path)!r}: {printable(str(error))}") from error
 
 
+def _plain_values(path: Path) -> Any:
+    with path.open(encoding="utf-8") as file:
+        try:
+            return _checked_values(file.read(MOST_CHARACTERS + 1))
+        except RecursionError as error:
+            raise ValueError("can't be read as YAML: it is nested too deeply") from error
+        except yaml.MarkedYAMLError as error:
+            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise ValueError(f"can't be read as YAML: {line}{error.problem}") from error
+        except Exception as error:  # PyYAML lets some errors of int() and of its own code through
+            raise ValueError(f"can't be read as YAML: {brief(error)}") from error
+
+
+def _checked_values(text: str) -> Any:
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it is longer than {MOST_CHARACTERS} characters")
+    if _deepest_bracket(text) > MOST_BRACKETS:  # PyYAML would take long to find out
+        raise RecursionError
+    values = yaml.safe_load(text)
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("aliases (*name) are not read; write the value out")
+    if any(abs(value) > LARGEST for value in _whole_numbers(values)):
+        raise ValueError(f"it holds a whole number beyond {LARGEST}")
+    return values
+
+
+def _whole_numbers(values: Any) -> Iterator[int]:
+    if isinstance(values, int):
+        yield values
+    elif isinstance(values, (list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _whole_numbers(value)
+
+
+def _deepest_bracket(text: str) -> int:
+    steps = (1 if character in "[{" else -1 for character in text if character in "[]{}")
+    return max(itertools.accumulate(steps), default=0)
+
+
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as YAML, in its order."""
+    """Write a mapping as YAML, in its order; as a whole file or not at all."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text.encode())

@@ -26,7 +26,7 @@ from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.inputs import input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.split.revision import hold_out
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ logger = escaped_logger(__name__)
 TEST_SHARE = 0.2  # share of the data set that is measured on, if no test set is given
 
 
-@kept_rng()
+@undisturbed()
 def drill(
     guard: CGDGuard,
     attack: str | Attack = "badnets",
@@ -126,7 +126,7 @@ def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pic
         out = hold_out(labels, every, TEST_SHARE, seed)
         test = Pictures(raw, labels, names, out.nonzero().squeeze(1))
         return Pictures(raw, labels, names, (every & ~out).nonzero().squeeze(1)), test, raw
-    keys = {"image_key": guard.layout.image, "label_key": guard.layout.label}
+    keys: dict[str, Any] = {"image_key": guard.layout.image, "label_key": guard.layout.label}
     layout = find_layout(test_dataset, **(keys if guard.clip_dataset is None else {}))
     test_labels = read_labels(test_dataset, layout, len(names))
     test = Pictures(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -17,11 +19,16 @@ from cgd_wrap.clip import ClipText, OpenClipZeroShot, ZeroShot, load_zero_shot
 from cgd_wrap.clip.several import Clips, as_list
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import RawView, check_deterministic
-from cgd_wrap.data.fingerprint import dataset_fingerprint
-from cgd_wrap.files import read_json, write_atomically, write_json
+from cgd_wrap.data.code import describe_class
+from cgd_wrap.data.fingerprint import parts
+from cgd_wrap.data.identity import settled_parts
+from cgd_wrap.data.probes import spread
+from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.randomness import kept_rng
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
+from cgd_wrap.sealed import read_sealed, write_sealed
 
 
 def clip_pass(
@@ -43,11 +50,10 @@ def clip_pass(
     Raises:
         DatasetError: a raw image differs each time it is read; nothing is left in the cache.
     """
-    clips = as_list(clip)
-    stores = ["clip", *(f"clip-{number}" for number in range(2, len(clips) + 1))]
+    clips, stores = as_list(clip), store_names(clip)
     # Checked first, so that a failed scan doesn't claim the cache for its arguments.
     if any(options.begins(store) for store in stores):
-        check_deterministic(raw, "clip_dataset")
+        check_deterministic(raw, "clip_dataset", workers=options.workers, known=options.unreadable)
     passes = [
         _open_clip_pass(one, class_names, raw, options, store)
         if isinstance(one, str)
@@ -57,17 +63,26 @@ def clip_pass(
     return CombinedLogits.of(passes)
 
 
+def store_names(clip: Clips) -> list[str]:
+    """Names of the passes of one or several CLIPs: ``clip``, ``clip-2``, ..."""
+    return ["clip", *(f"clip-{number}" for number in range(2, len(as_list(clip)) + 1))]
+
+
 def _open_clip_pass(
     clip: str, class_names: Sequence[str], raw: RawView, options: PassOptions, name: str
 ) -> StoredLogits:
-    folder, config = options.folder / name, options.config
-    request = _clip_request(clip, class_names, config)
-    known = read_json(folder / "text.json")
-    if known and known["request"] == request and (folder / "text.safetensors").is_file():
-        store = options.open_store(name, len(raw), known["image_side"])
-        if store.is_complete():
-            text = ClipText(**load_file(folder / "text.safetensors"))
-            return StoredLogits(store, _from_features(text))
+    config, request = options.config, _clip_request(clip, class_names, options.config)
+    path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
+    known = read_sealed(path, place)
+    if known and known[1]["request"] == request:
+        try:
+            store = options.open_store(name, len(raw), known[1]["image_side"])
+            if store.is_complete():
+                return StoredLogits(store, _from_features(ClipText(**known[0])))
+        except CacheMismatchError as error:
+            if set(error.fields) - set(known[1]["image_side"]):
+                raise
+            known = None  # the text is of another CLIP of this name: copied from another cache
     model = load_zero_shot(
         clip, class_names,
         prompts=config.prompts, precision=config.clip_precision, device=options.runtime.device,
@@ -75,10 +90,10 @@ def _open_clip_pass(
     )  # fmt: skip
     assert isinstance(model, OpenClipZeroShot)
     store = options.open_store(name, len(raw), model.fingerprint())
-    if options.runtime.is_main:
-        text_side = {n: t.detach().cpu() for n, t in vars(model.text()).items()}
-        write_atomically(folder / "text.safetensors", save(text_side))
-        write_json(folder / "text.json", {"request": request, "image_side": model.fingerprint()})
+    # Text and request in one file: a kill can't leave the one without the other.
+    notes = {"request": request, "image_side": model.fingerprint()}
+    if options.runtime.is_main and not (known and known[1] == notes):
+        write_sealed(path, vars(model.text()), place, notes)
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return model.features(images, precision="fp32" if full_precision else None)
@@ -102,6 +117,7 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
     files = [f for p in parts for f in (sorted(p.glob("*")) if p.is_dir() else [p]) if f.is_file()]
     return {
         "clip": clip,
+        "open_clip": importlib.metadata.version("open_clip_torch"),
         "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "class_names": list(class_names),
         "prompts": config.as_dict()["prompts"],
@@ -113,22 +129,62 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
 def _other_zero_shot_pass(
     clip: ZeroShot, raw: RawView, options: PassOptions, name: str
 ) -> StoredLogits:
-    described = getattr(clip, "fingerprint", None)
-    if callable(described):
-        fingerprint = {"zero_shot": described()}
-    elif isinstance(clip, nn.Module):
-        fingerprint = {"zero_shot": type(clip).__qualname__, "weights": hash_weights(clip)}
+    if isinstance(clip, nn.Module):
         clip.to(options.runtime.device)
-    else:
-        fingerprint = {"zero_shot": dataset_fingerprint(clip, ignore=())}
-    store = options.open_store(name, len(raw), fingerprint)
+    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
+    describe = partial(_describe_zero_shot, clip, view, options.runtime.device)
+    try:  # a finished pass is read without asking the classifier
+        store = options.open_store(name, len(raw), describe(use=options.begins(name)))
+    except CacheMismatchError:
+        store = options.open_store(name, len(raw), describe(use=True))
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
         return clip.logits(images)
 
-    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
     options.scan(view, score, store, title=_title(name))
     return StoredLogits(store, stored_logits)
+
+
+def _describe_zero_shot(
+    clip: ZeroShot, view: Dataset[Tensor], device: Any, *, use: bool
+) -> dict[str, Any]:
+    """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
+
+    An object's own ``fingerprint()`` stands for all that the object holds, but not for its code.
+
+    Args:
+        clip: the classifier.
+        view: images that it can score.
+        device: where it scores them.
+        use: let it score an image before the first look and between two looks: what loads late is
+            there then, and what counts or caches shows itself.
+    """
+    own, held = getattr(clip, "fingerprint", None), getattr(clip, "__dict__", {})
+
+    def describe() -> dict[str, str]:
+        if not callable(own):
+            return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
+        code = describe_class(type(clip))
+        functions = {name: held[name] for name in ("logits", "preprocess") if name in held}
+        return parts({"code": code.text, **code.values, **functions}, "zero_shot", ignore=())
+
+    images = iter(spread(len(view), 8))  # type: ignore[arg-type]
+
+    def score() -> None:
+        for index in images if use and held else ():  # what holds nothing can't change
+            with suppress(Exception):  # unreadable, or unfit: the scan says so
+                image = view[index]
+                with torch.no_grad(), kept_rng():
+                    clip.logits(torch.stack([image, image]).to(device))
+                return
+
+    score()
+    found = settled_parts(describe, score)
+    if callable(own):
+        found["zero_shot fingerprint"] = own()
+    elif isinstance(clip, nn.Module):
+        found["weights"] = hash_weights(clip)
+    return found
 
 
 class _Preprocessed(Dataset[Tensor]):

@@ -1,9 +1,10 @@
 """Storing the results of a pass on disk: in units, written atomically, under one fingerprint.
 
 A store is a folder. Its ``manifest.json`` holds the fingerprint of the data and settings that the
-results belong to. Each unit (a fixed range of rows) has a file ``NNNNN.safetensors`` and, once this
-file is safely written, an entry ``NNNNN.json`` with the file's hash. An entry per unit, in place of
-one common list, lets any number of processes write without locks.
+results belong to. Each unit (a fixed range of rows) is a file ``NNNNN.safetensors``, sealed by a
+hash over its content, its number, its pass and the fingerprint: a file that was damaged or comes
+from elsewhere doesn't open, and is made again. A file per unit, and no common list, lets any number
+of processes write without locks.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Shaped
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import (
+    CACHE_ADVICE,
     FORMAT,
+    agreed,
     check_fingerprint,
+    check_folder,
+    clear_leftovers,
     content_hash,
     differing_fields,
     read_json,
-    write_atomically,
-    write_json,
 )
+from cgd_wrap.sealed import SEAL, read_sealed, read_sealed_json, write_sealed, write_sealed_json
 
 logger = escaped_logger(__name__)
 
@@ -54,43 +55,52 @@ class UnitStore:
 
     @classmethod
     def open(
-        cls, folder: Path, rows: int, fingerprint: Mapping[str, Any], *, overwrite: bool = False
+        cls,
+        folder: Path,
+        rows: int,
+        fingerprint: Mapping[str, Any],
+        *,
+        derived: Sequence[str] = (),
+        overwrite: bool = False,
     ) -> UnitStore:
         """Open or create a store; a complete store may be read-only.
+
+        A damaged manifest is written anew: each unit knows by itself what it was made for.
 
         Args:
             folder: folder of the store; made if it is missing.
             rows: length of the dataset.
             fingerprint: JSON values by field name, of everything that the results depend on.
+            derived: fields that follow from the others, such as weights that were trained here. If
+                only these differ, the results are made again without asking.
             overwrite: start afresh if the stored fingerprint differs.
 
         Raises:
-            CacheMismatchError: the folder was made for other data or settings, or by a newer
+            CacheMismatchError: the folder was made for other data or settings, or by another
                 version of this library.
+            StoredFileError: the folder is a file, or a link that leads out of its parent.
         """
         wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
-        path = folder / "manifest.json"
-        store = cls(folder, rows, content_hash(json.dumps(wanted, sort_keys=True).encode()))
-        if path.exists():
-            manifest = read_json(path) or {}
-            if manifest.get("format", 0) > FORMAT:
-                raise CacheMismatchError(
-                    f"{folder} was written by a newer version of cgd-wrap (format "
-                    f"{manifest['format']}, this one reads {FORMAT}); it is left as it is. "
-                    "Update cgd-wrap, or choose another folder.",
-                    {"format": (manifest["format"], FORMAT)},
-                )
-            found = manifest.get("fingerprint", {})
+        check_store(folder, overwrite=overwrite)
+        clear_leftovers(folder)
+        manifest = read_sealed_json(*_manifest(folder))
+        if manifest is not None:
+            found = manifest["fingerprint"]
+            asked = agreed(found, wanted)
             if not overwrite:
-                check_fingerprint(folder, found, wanted)
-            if not differing_fields(found, wanted):
-                return store
+                known = {name: found.get(name) for name in derived}
+                check_fingerprint(folder, found, asked | known)
+            if not differing_fields(found, asked):
+                return cls(folder, rows, _hash_of(found))
             logger.warning("Replacing %s, which was made for something else.", folder)
+        elif _manifest(folder)[0].exists():
+            logger.warning("The manifest of %s is damaged or old, and is written anew.", folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Units of the old fingerprint aren't deleted, since another process may already have
         # written new units.
-        write_json(path, {"format": FORMAT, "fingerprint": wanted})
-        return store
+        path, place = _manifest(folder)
+        write_sealed_json(path, {"format": FORMAT, "fingerprint": wanted}, place)
+        return cls(folder, rows, _hash_of(wanted))
 
     def __len__(self) -> int:
         return -(-self.rows // UNIT_SIZE)
@@ -109,44 +119,27 @@ class UnitStore:
         tensors: Mapping[str, Shaped[Tensor, "rows ..."]],
         bad: Mapping[int, Sequence[str | None]],
     ) -> None:
-        """Store a unit: first its payload, then the entry that makes it count."""
-        payload = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
-        write_atomically(self._payload(unit), payload)
-        write_json(
-            self._entry(unit),
-            {
-                "made_for": self.made_for,
-                "blake2b": content_hash(payload),
-                "bad": {str(i): list(bad[i]) for i in sorted(bad)},
-            },
-        )
+        """Store a unit: its tensors, and the samples that are bad with their reasons."""
+        notes = {"bad": {str(i): list(bad[i]) for i in sorted(bad)}}
+        write_sealed(self._file(unit), tensors, self._place(unit), notes)
 
     def read(self, unit: int) -> tuple[dict[str, Tensor], dict[int, list[str | None]]] | None:
-        """Read a unit's tensors and bad samples; None if the unit is missing, torn or damaged."""
-        entry = self._entered(unit)
-        if entry is None:
+        """Read a unit's tensors and bad samples; None if it is missing, damaged or another's."""
+        found = read_sealed(self._file(unit), self._place(unit))
+        if found is None:
             return None
-        try:
-            payload = self._payload(unit).read_bytes()
-            if content_hash(payload) != entry["blake2b"]:
-                raise ValueError("its hash differs")
-            tensors = load_tensors(payload)
-            if any(len(tensor) != len(self.rows_of(unit)) for tensor in tensors.values()):
-                raise ValueError("it has another number of rows")
-            bad = {int(index): reason for index, reason in entry["bad"].items()}
-        except FileNotFoundError:
-            return None
-        except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-            logger.debug("%s is damaged: %s", self._payload(unit), error)
-            return None
-        return tensors, bad
+        tensors, notes = found
+        return tensors, {int(index): reason for index, reason in notes["bad"].items()}
 
     def missing(self, units: Sequence[int]) -> list[int]:
         """List which of some units are missing or damaged."""
         missing = [unit for unit in units if self.read(unit) is None]
-        damaged = [unit for unit in missing if self._entered(unit)]
-        if damaged:
-            logger.warning("%s: units %s are damaged and done again.", self.folder, damaged[:20])
+        unfit = [unit for unit in missing if self._file(unit).exists()]
+        if unfit:
+            logger.warning(
+                "%s: units %s are damaged or of another scan, and are done again.",
+                self.folder, unfit[:20],
+            )  # fmt: skip
         return missing
 
     def is_complete(self) -> bool:
@@ -188,12 +181,52 @@ class UnitStore:
                 raise ScanIncompleteError(message, [unit])
             yield self.rows_of(unit), *found
 
-    def _entered(self, unit: int) -> dict[str, Any] | None:
-        entry = read_json(self._entry(unit))
-        return entry if entry and entry.get("made_for") == self.made_for else None
-
-    def _payload(self, unit: int) -> Path:
+    def _file(self, unit: int) -> Path:
         return self.folder / f"{unit:05d}.safetensors"
 
-    def _entry(self, unit: int) -> Path:
-        return self.folder / f"{unit:05d}.json"
+    def _place(self, unit: int) -> dict[str, Any]:
+        return {
+            "kind": "unit", "pass": self.folder.name, "unit": unit, "made_for": self.made_for,
+        }  # fmt: skip
+
+
+def check_store(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a store that can't be used, before anything is computed or written.
+
+    Args:
+        folder: folder of the store; it may be missing.
+        overwrite: a store of an older version may be replaced.
+
+    Raises:
+        CacheMismatchError: the store was written by another version of this library.
+        StoredFileError: the folder is a file, or a link that leads out of its parent.
+    """
+    check_folder(folder)
+    path, _ = _manifest(folder)
+    manifest = read_json(path) or {}
+    version = manifest.get("format")
+    if type(version) is not int:  # not a bool either
+        return
+    if version > FORMAT:
+        raise CacheMismatchError(
+            f"{folder} was written by a newer version of cgd-wrap (format {version}, this one reads"
+            f" {FORMAT}), or {path.name} is damaged; it is left as it is. Update cgd-wrap, choose "
+            "another folder, or remove that file if you know that the version is the same.",
+            {"format": (version, FORMAT)},
+        )
+    # A damaged number may look like an older version's; older manifests have no seal.
+    if 1 <= version < FORMAT and SEAL not in manifest and not overwrite:
+        raise CacheMismatchError(
+            f"{folder} was written by an older version of cgd-wrap (format {version}, this one "
+            f"reads {FORMAT}), whose files can't be checked for damage. {CACHE_ADVICE}",
+            {"format": (version, FORMAT)},
+        )
+
+
+def _hash_of(fingerprint: Mapping[str, Any]) -> str:
+    return content_hash(json.dumps(fingerprint, sort_keys=True).encode())
+
+
+def _manifest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Path and place of a store's manifest."""
+    return folder / "manifest.json", {"kind": "manifest", "pass": folder.name}

@@ -1,4 +1,4 @@
-"""Saving a scan's result as a tensor file and a JSON file, and loading it for the same data."""
+"""Saving a scan's result as one sealed file, and loading it for the same data."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data.fingerprint import dataset_fingerprint
-from cgd_wrap.errors import CacheMismatchError
-from cgd_wrap.files import FORMAT, check_fingerprint, write_atomically, write_json
+from cgd_wrap.errors import CacheMismatchError, StoredFileError
+from cgd_wrap.files import FORMAT, agreed, check_fingerprint
 from cgd_wrap.functional import Split
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.scan.subject import Subject
+from cgd_wrap.sealed import read_sealed, write_sealed
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate
 from cgd_wrap.split.result import ScanResult
 
+FILE, PLACE = "guard.safetensors", {"kind": "guard"}
+OLD_NOTES = "guard.json"  # what format 1 had beside it
 STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
 # Settings that decide the split; a result that was saved under others is refused.
 DECIDING = (
@@ -29,10 +32,12 @@ DECIDING = (
 
 
 def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
-    """Collect what a result depends on, as JSON values: data, names, settings, calibration."""
+    """Collect what a result depends on, as JSON values: data, names, settings, calibration.
+
+    Some samples of the dataset are read.
+    """
     return {
-        "dataset": dataset_fingerprint(subject.dataset),
-        "labels": dataset_fingerprint(subject.labels),
+        **subject.identity(subject.raw_view()),
         "class_names": list(subject.class_names),
         **{f"calibration.{name}": value for name, value in asdict(config.calibration).items()},
         **{name: getattr(config, name) for name in DECIDING},
@@ -40,40 +45,42 @@ def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
 
 
 def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDConfig) -> None:
-    """Save a scan's result as ``guard.safetensors``, ``guard.json`` and ``config.yaml``.
+    """Save a scan's result as one sealed file, ``guard.safetensors``.
 
     Args:
         result: result of a scan; the labels are not stored, but their hash is.
-        folder: folder of the files; created if missing.
+        folder: folder of the file; created if missing.
         subject: the data, model and CLIP that were scanned.
         config: the guard's configuration. What decided the scan is stored as it was then.
+
+    Raises:
+        OSError: the file can't be written; on a full disk, with the bytes needed and free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"map.{n}": t for n, t in vars(result.entropy_map).items()}
     tensors |= {f"split.{n}": t for n, t in vars(result.split).items()}
     tensors |= {n: getattr(result, n) for n in STORED}
-    write_atomically(folder / "guard.safetensors", save(tensors))
-    write_json(
-        folder / "guard.json",
-        {
-            "format": FORMAT,
-            "identity": saved_identity(subject, result.config),
-            "teachers": asdict(result.teachers),
-            "poison_estimate": result.poison_estimate.as_dict(),
-            "warnings": result.warnings,
-            "class_knowledge": result.class_knowledge,
-            "bad": {str(index): reason for index, reason in result.bad.items()},
-        },
-    )
     decided = {name: getattr(result.config, name) for name in (*DECIDING, "calibration")}
-    config.replace(**decided).to_yaml(folder / "config.yaml")
+    notes = {
+        "format": FORMAT,
+        "identity": saved_identity(subject, result.config),
+        "config": config.replace(**decided).as_dict(),
+        "teachers": asdict(result.teachers),
+        "poison_estimate": result.poison_estimate.as_dict(),
+        "warnings": result.warnings,
+        "class_knowledge": result.class_knowledge,
+        "bad": {str(index): reason for index, reason in result.bad.items()},
+    }
+    write_sealed(folder / FILE, tensors, PLACE, notes)
+    (folder / OLD_NOTES).unlink(missing_ok=True)
 
 
 def saved_config(folder: Path) -> CGDConfig:
-    """Read the configuration of a saved result."""
-    return CGDConfig.from_yaml(folder / "config.yaml")
+    """Read the configuration of a saved result; raises what :func:`read_saved` raises."""
+    return CGDConfig.from_dict(read_saved(folder)[1]["config"])
 
 
+@plain_torch()
 def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult:
     """Load the result that :func:`save_result` wrote, if it belongs to the given data.
 
@@ -84,16 +91,16 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
 
     Raises:
         FileNotFoundError: there is nothing saved in the folder.
-        CacheMismatchError: the result belongs to other data or settings, or was written by a newer
+        CacheMismatchError: the result belongs to other data or settings, or was written by another
             version.
+        StoredFileError: the file is damaged.
     """
-    stored = read_saved(folder)
-    identity = saved_identity(subject, config)
+    tensors, stored = read_saved(folder)
+    identity = json.loads(json.dumps(saved_identity(subject, config)))
     check_fingerprint(
-        folder, stored["identity"], json.loads(json.dumps(identity)),
+        folder, stored["identity"], agreed(stored["identity"], identity),
         advice="Load it with the data and settings that it was saved under, or scan again.",
     )  # fmt: skip
-    tensors = load_file(folder / "guard.safetensors")
     parts = {
         kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
         for kind in ("map", "split")
@@ -112,20 +119,30 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
     )
 
 
-def read_saved(folder: Path) -> dict[str, Any]:
-    """Read the JSON part of a saved result.
+def read_saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the notes of a saved result.
 
     Raises:
         FileNotFoundError: there is nothing saved in the folder.
-        CacheMismatchError: the result was written by a newer version.
+        CacheMismatchError: the result was written by another version.
+        StoredFileError: the file is damaged.
     """
-    path = folder / "guard.json"
+    path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {path.name} is missing")
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if stored["format"] > FORMAT:
+        raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {FILE} is missing")
+    found = read_sealed(path, PLACE)
+    advice = "scan again, which a kept cache_dir makes quick, and save the guard again"
+    if found is None and (folder / OLD_NOTES).is_file():
+        raise CacheMismatchError(
+            f"{folder} was saved by an older version of cgd-wrap (format 1, this one reads "
+            f"{FORMAT}), whose files can't be checked for damage: {advice}",
+            {"format": (1, FORMAT)},
+        )
+    if found is None:
+        raise StoredFileError(f"{path} is damaged, or isn't a saved guard: {advice}")
+    if found[1]["format"] > FORMAT:
         raise CacheMismatchError(
             f"{folder} was saved by a newer version of cgd-wrap; update cgd-wrap",
-            {"format": (stored["format"], FORMAT)},
+            {"format": (found[1]["format"], FORMAT)},
         )
-    return stored
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,11 +16,23 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.exposure import Exposure, unpack
+from cgd_wrap.train.place import Place, check_state, content_hash
 from cgd_wrap.train.tags import SampleTable
 
 MOST_REPEATS = 5  # most times that an epoch holds a sample
+
+
+@dataclass
+class Orders:
+    """Whether the order of an epoch was made for any of a result's samplers and views."""
+
+    made: bool = False
+
+
+_orders: WeakKeyDictionary[ScanResult, Orders] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +46,8 @@ class EpochIndices:
         seed: seed of the balancing, the exposure and the order.
         exposure: how clean samples are exposed to suspicious images, or None.
         run: number of epochs of the training, where known.
+        growth: as for :func:`~cgd_wrap.functional.split.class_draws`.
+        orders: notes that an order was made; the same for all indices of a result.
     """
 
     labels: Int[Tensor, "n"]
@@ -40,6 +56,8 @@ class EpochIndices:
     seed: int = 0
     exposure: Exposure | None = None
     run: int | None = None
+    growth: float | None = None
+    orders: Orders = field(default_factory=Orders)
 
     @classmethod
     def for_result(
@@ -64,22 +82,29 @@ class EpochIndices:
             times=times,
             seed=config.seed,
             exposure=_exposure(table, config),
+            growth=config.max_epoch_growth,
+            orders=_orders.setdefault(result, Orders()),
         )
+
+    @property
+    def held(self) -> Bool[Tensor, "n"]:
+        """Samples that epochs hold; the others are held out, unreadable or left out."""
+        return self.clean | (self.times > 0)
 
     def __len__(self) -> int:
         counts = torch.bincount(self.labels[self.clean])
-        balanced = int(counts.max()) * int((counts > 0).sum()) if counts.numel() else 0
-        return balanced + int(self.times.sum())
+        return int(functional.class_draws(counts, self.growth).sum() + self.times.sum())
 
     def of(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch, clean samples first; the same on every process and machine."""
         clean = functional.balanced_indices(
-            self.labels, self.clean, generator=self._generator(epoch)
+            self.labels, self.clean, generator=self._generator(epoch), growth=self.growth
         )
         return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
+        self.orders.made = True
         indices = self.of(epoch)
         if self.exposure is None:
             return indices
@@ -89,6 +114,7 @@ class EpochIndices:
         clean = self.exposure.over(indices[:balanced], rate, generator)
         return torch.cat([clean, indices[balanced:]])
 
+    @plain_torch()
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch as of :meth:`packed`, in random order."""
         packed = self.packed(epoch)
@@ -98,6 +124,25 @@ class EpochIndices:
     def in_run_of(self, epochs: int | None) -> EpochIndices:
         """Copy for a training of ``epochs`` epochs, which decides how many exposures each has."""
         return replace(self, run=epochs)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must fit: numbers of samples, and a hash of all but seed and run."""
+        content = content_hash(replace(self, seed=0, run=None))
+        return {"samples": len(self.labels), "length": len(self), "content": content}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and run as JSON values, and what they were saved for."""
+        return {"seed": self.seed, "run": self.run, **self.identity}
+
+    def restored(self, state: Mapping[str, Any]) -> EpochIndices:
+        """Copy with the seed and the run of a saved state.
+
+        Raises:
+            CacheMismatchError: the state is of other data or another split; what differs is named.
+        """
+        check_state(state, self.identity)
+        return replace(self, seed=state["seed"], run=state["run"])
 
     def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
         # SeedSequence keeps the streams apart; seed + epoch + stream would let them overlap.
@@ -140,6 +185,11 @@ class BalancedSampler(Sampler[int]):
         num_replicas: number of processes that share the indices.
         rank: number of this process.
         drop_last: leave the last indices out instead of repeating the first.
+        replaced: the user's sampler, whose epoch is followed.
+
+    Attributes:
+        epochs: which samples an epoch holds.
+        place: where the sampler is in the training.
     """
 
     def __init__(
@@ -149,12 +199,13 @@ class BalancedSampler(Sampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         drop_last: bool = False,
+        replaced: Any = None,
     ) -> None:
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
         self.epochs = epochs
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
-        self.epoch = 0
+        self.place = Place(replaced)
 
     @classmethod
     def for_result(
@@ -173,22 +224,99 @@ class BalancedSampler(Sampler[int]):
         whole, rest = divmod(len(self.epochs), self.num_replicas)
         return whole + (rest > 0 and not self.drop_last)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next pass yields, from 0."""
+        return self.place.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.place.tell(epoch)
+
     def __iter__(self) -> Iterator[int]:
-        indices = self.epochs.shuffled(self.epoch)
-        self.epoch += 1  # before the first index: a loop that breaks off moves on, too
+        return SamplerPass(self)
+
+    def share_of(self, epoch: int) -> Int[Tensor, "k"]:
+        """This process' indices of an epoch in their order, packed with their exposures."""
+        indices = self.epochs.shuffled(epoch)
         if self.num_replicas > 1:
             total = len(self) * self.num_replicas
             repeats = -(-total // max(len(indices), 1))
             indices = indices.repeat(repeats)[:total][self.rank :: self.num_replicas]
-        yield from map(unpack, indices.tolist())
+        return indices
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass."""
-        self.epoch = epoch
+        """Set the epoch of the next pass; a restored position is kept if the epoch is its own."""
+        self.place.tell(epoch)
 
     def set_run(self, epochs: int | None) -> None:
         """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
         self.epochs = self.epochs.in_run_of(epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place that the sampler has come to, as JSON values.
+
+        ``position`` counts the indices of the epoch that were handed out to this process. The
+        workers of a plain ``DataLoader`` are ahead of the training by some batches: there, set
+        ``epoch`` and ``position`` to what was trained on. Stateful loaders count for themselves.
+        """
+        epoch, position = self.place.now()
+        return {
+            "epoch": epoch, "position": position, **self.epochs.state_dict(),
+            "num_replicas": self.num_replicas,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on at a saved place: the next pass yields the rest of its epoch.
+
+        Raises:
+            CacheMismatchError: the state is of other data, another split or another number of
+                processes; what differs is named.
+        """
+        check_state(state_dict, {**self.epochs.identity, "num_replicas": self.num_replicas})
+        self.epochs = self.epochs.restored(state_dict)
+        self.place.restore(state_dict["epoch"], state_dict["position"])
+
+
+class SamplerPass(Iterator[int]):
+    """A pass of a sampler; it begins with its first index, so that a loop can still set the epoch.
+
+    A pass has a state of its own, for which torchdata asks: its workers may have drawn all indices,
+    and the sampler be at the next epoch, while batches of this one are still to come.
+
+    Args:
+        sampler: the sampler.
+    """
+
+    def __init__(self, sampler: BalancedSampler) -> None:
+        self.sampler = sampler
+        self.epoch, self.position = -1, 0
+        self._indices: list[int] | None = None
+
+    def __next__(self) -> int:
+        place = self.sampler.place
+        if self._indices is None:
+            self.epoch, self.position = place.begin()
+            self._indices = self.sampler.share_of(self.epoch).tolist()
+        if self.position >= len(self._indices):
+            place.end()
+            raise StopIteration
+        index = self._indices[self.position]
+        self.position += 1
+        place.move(self.epoch, self.position)
+        return unpack(index)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position; none before the first index."""
+        begun = self._indices is not None
+        return {"epoch": self.epoch, "position": self.position} if begun else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on at a saved place of this sampler."""
+        if state_dict:
+            self.epoch, self.position = state_dict["epoch"], state_dict["position"]
+            self._indices = self.sampler.share_of(self.epoch).tolist()
+            self.sampler.place.enter(self.epoch, self.position)
 
 
 class ShardedSampler(BalancedSampler, DistributedSampler[int]):

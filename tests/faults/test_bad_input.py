@@ -159,7 +159,7 @@ def other_pixels() -> Changed:
 
 CHANGES = {
     "labels": (lambda: Changed(labels=[(index + 1) % 3 for index in range(N)]), "labels: "),
-    "pixels": (other_pixels, "dataset: "),
+    "pixels": (other_pixels, "dataset.images: "),
     "length": (lambda: Changed(N + 3), "rows: 60 -> 63"),
 }
 

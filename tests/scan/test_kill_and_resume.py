@@ -23,8 +23,8 @@ def start(cache: Path, *options: str, fresh: bool = False) -> Popen[str] | WarmP
 
 
 def entered(folder: Path) -> dict[str, int]:
-    """Units that count, with the time of their last change."""
-    return {p.name: p.stat().st_mtime_ns for p in sorted(folder.glob("0*.json"))}
+    """Units that are stored, with the time of their last change."""
+    return {p.name: p.stat().st_mtime_ns for p in sorted(folder.glob("0*"))}
 
 
 def stop_at(process: Popen[str] | WarmProcess, folder: Path, units: int, how: int) -> str:

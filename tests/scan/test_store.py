@@ -15,7 +15,7 @@ import torch
 from filled_store import PRINT, ROWS, filled, values
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
-from cgd_wrap.files import read_json
+from cgd_wrap.files import FORMAT
 from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
 
 
@@ -83,14 +83,57 @@ def test_a_newer_format_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("manifest", [b"", b"\xff\x00\xfe", b"[1]", b"{}", b'{"format": 1'])
-def test_a_torn_manifest_is_refused_until_overwritten(tmp_path: Path, manifest: bytes) -> None:
-    filled(tmp_path)
-    (tmp_path / "manifest.json").write_bytes(manifest)
-    with pytest.raises(CacheMismatchError):
+def test_an_older_format_is_refused_by_version_until_overwritten(tmp_path: Path) -> None:
+    manifest = {"format": 1, "fingerprint": {**PRINT, "rows": ROWS, "unit_size": UNIT_SIZE}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    (tmp_path / "00000.safetensors").write_bytes(b"a unit without a seal")
+    before = content(tmp_path)
+    with pytest.raises(CacheMismatchError, match=r"older version .*overwrite=True") as caught:
         UnitStore.open(tmp_path, ROWS, PRINT)
-    assert UnitStore.open(tmp_path, ROWS, PRINT, overwrite=True).is_complete()
-    assert UnitStore.open(tmp_path, ROWS, PRINT).is_complete()
+    assert caught.value.fields == {"format": (1, FORMAT)}
+    assert content(tmp_path) == before
+    assert UnitStore.open(tmp_path, ROWS, PRINT, overwrite=True).missing(range(3)) == [0, 1, 2]
+    assert filled(tmp_path).is_complete()
+
+
+MANIFESTS = [b"", b"\xff\x00\xfe", b"[1]", b"{}", b'{"format": 2', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("manifest", [*MANIFESTS, b'{"format": true}'])
+def test_a_damaged_manifest_is_written_anew_and_the_units_stay(
+    tmp_path: Path, manifest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path)
+    before = content(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    with caplog.at_level(logging.WARNING):
+        assert UnitStore.open(tmp_path, ROWS, PRINT).is_complete()
+    assert f"The manifest of {tmp_path} is damaged or old" in caplog.text
+    whole = before.pop("manifest.json")[0]
+    after = content(tmp_path)
+    assert after.pop("manifest.json")[0] == whole
+    assert after == before
+
+
+def test_a_damaged_manifest_lends_no_unit_to_other_data(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"{")
+    other = UnitStore.open(tmp_path, ROWS, {**PRINT, "dataset": "d2"})
+    assert other.missing(range(3)) == [0, 1, 2]
+
+
+def test_results_of_other_derived_values_are_made_again_without_asking(tmp_path: Path) -> None:
+    def opened(dataset: str, weights: str) -> UnitStore:
+        fields = {"dataset": dataset, "weights": weights}
+        return UnitStore.open(tmp_path, ROWS, fields, derived=["weights"])
+
+    store = opened("d1", "a")
+    store.write(0, values(store, 0), {})
+    assert opened("d1", "a").missing([0]) == []
+    assert opened("d1", "b").missing([0]) == [0]
+    with pytest.raises(CacheMismatchError) as caught:
+        opened("d2", "c")
+    assert set(caught.value.fields) == {"dataset"}
 
 
 def flip_a_bit(path: Path) -> None:
@@ -118,7 +161,7 @@ def test_a_damaged_payload_is_done_again(tmp_path: Path, damage, caplog) -> None
     damage(tmp_path / "00000.safetensors")
     with caplog.at_level(logging.WARNING):
         assert store.missing(range(3)) == [0]
-    assert "units [0] are damaged" in caplog.text
+    assert ("units [0] are damaged" in caplog.text) == (tmp_path / "00000.safetensors").exists()
     assert not store.is_complete()
     with pytest.raises(ScanIncompleteError, match="unit 0 is missing or damaged"):
         list(store.units())
@@ -127,31 +170,34 @@ def test_a_damaged_payload_is_done_again(tmp_path: Path, damage, caplog) -> None
     assert (tmp_path / "00000.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("entry", [b"", b"{", b"[]", b"{}", b"\xff", b'{"blake2b": 3, "bad": 1}'])
-def test_a_damaged_entry_is_done_again(tmp_path: Path, entry: bytes) -> None:
-    store = filled(tmp_path)
-    (tmp_path / "00002.json").write_bytes(entry)
-    assert store.missing(range(3)) == [2]
-
-
-def test_an_entry_with_a_false_hash_is_done_again(tmp_path: Path) -> None:
-    store = filled(tmp_path)
-    entry = read_json(tmp_path / "00002.json")
-    assert entry is not None
-    for broken in ({**entry, "blake2b": "0" * 32}, {**entry, "bad": 3}, {**entry, "bad": {"x": 1}}):
-        (tmp_path / "00002.json").write_text(json.dumps(broken))
-        assert store.missing(range(3)) == [2]
-
-
-def test_a_payload_without_its_entry_does_not_count(tmp_path: Path) -> None:
-    store = filled(tmp_path)
-    before = content(tmp_path)
-    (tmp_path / "00001.json").unlink()
-    assert store.missing(range(3)) == [1]
-    store.write(1, values(store, 1), {})
-    assert {n: data for n, (data, _) in content(tmp_path).items()} == {
-        n: data for n, (data, _) in before.items()
+def test_a_unit_belongs_to_its_number_its_pass_and_its_data(tmp_path: Path) -> None:
+    here = filled(tmp_path / "a" / "clip")
+    elsewhere = {
+        "number": here.folder / "00001.safetensors",
+        "pass": filled(tmp_path / "a" / "clip-2").folder / "00000.safetensors",
     }
+    other = UnitStore.open(tmp_path / "b" / "clip", ROWS, {**PRINT, "dataset": "d2"})
+    other.write(0, values(other, 0), {})
+    elsewhere["data"] = other.folder / "00000.safetensors"
+    whole = (here.folder / "00000.safetensors").read_bytes()
+    for what, file in elsewhere.items():
+        (here.folder / "00000.safetensors").write_bytes(file.read_bytes())
+        assert here.missing(range(3)) == [0], what
+    moved = filled(tmp_path / "c" / "clip")  # another cache of the same data
+    (here.folder / "00000.safetensors").write_bytes(
+        (moved.folder / "00000.safetensors").read_bytes()
+    )
+    assert here.is_complete()
+    assert (here.folder / "00000.safetensors").read_bytes() == whole
+
+
+def test_a_changed_list_of_bad_samples_is_done_again(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.write(0, values(store, 0), {7: ["empty", "no bytes", None]})
+    payload = (tmp_path / "00000.safetensors").read_bytes()
+    assert payload.count(b"no bytes") == 1
+    (tmp_path / "00000.safetensors").write_bytes(payload.replace(b"no bytes", b"no trace"))
+    assert store.missing(range(3)) == [0]
 
 
 def test_a_complete_store_is_only_read(tmp_path: Path) -> None:
