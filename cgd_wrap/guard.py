@@ -34,11 +34,12 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.saving import load_result, save_result, saved_config
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.epochs import EpochRecord
 from cgd_wrap.train.fit import fit_guarded
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.protection import Protection
-from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.train.sampler import BalancedSampler
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class CGDGuard:
         train_loader, criterion = guard.protect(train_loader, criterion)
 
     Args:
-        model: the classifier to be trained: image batch -> logits [B, C], or an output with
-            ``.logits``.
+        model: the classifier to be trained: image batch -> logits [B, C], or output with .logits.
         dataset: map-style, of ``(image, label, ...)`` tuples or of dicts; not changed.
         class_names: names for CLIP, in the order of the labels. Default: found from the dataset.
         clip: ``"architecture/pretrained-tag"`` or ``"architecture/checkpoint"`` of open_clip,
@@ -69,8 +69,7 @@ class CGDGuard:
             scores and guides the sample, so that no backdoored CLIP alone can vouch for poison.
         config: every number of the defence. Default: the best that we measured; :meth:`scan` then
             decides by the model's accuracy whether the model is repaired or trained from scratch.
-        accelerator: gives device, precision and processes. Default: torch.distributed's process
-            group if there is one, otherwise a single process on a GPU if there is one.
+        accelerator: gives device, precision, processes. Default: torch.distributed's, or just one.
         cache_dir: folder that keeps the scan, and lets an interrupted scan go on. Default: none.
         clip_dataset: the dataset's samples as raw images, if the dataset has normalised tensors.
         eval_dataset_view: samples as the model is evaluated on them. Default: those of the dataset.
@@ -153,9 +152,8 @@ class CGDGuard:
         )  # fmt: skip
         logits = subject.passes(raw, inputs, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
-        if config.depends_on_model:
-            known = subject.class_knowledge(raw, inputs, result.split.clean, options)
-            result = replace(result, class_knowledge=known)
+        known = subject.class_knowledge(raw, inputs, result.split.clean, options)
+        result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
         runtime.barrier()  # from here on, the main process may delete a temporary cache

@@ -30,7 +30,7 @@ def hints_of(function: FunctionType) -> dict[str, Any]:
         one: Any = SimpleNamespace(__annotations__={name: written})
         try:
             hints |= get_type_hints(one, function.__globals__, include_extras=True)
-        except NameError:
+        except (NameError, TypeError):  # tqdm's stubs are generic, and tqdm isn't
             hints[name] = Any
     return hints
 

@@ -44,8 +44,9 @@ def say(text: str) -> None:
         for line in text.split("\n"):
             print(printable(line), flush=True)
     except BrokenPipeError:  # the reader has left, as head does; the files are still to be written
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def run(command: Callable[[], None], *, debug: bool, goes_on: bool) -> int:

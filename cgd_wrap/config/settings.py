@@ -120,9 +120,8 @@ class CGDConfig:
         low-frequency triggers at 1%, on real CIFAR-10, 6.0% attack success were left without and
         2.3% with it.""")
     max_epoch_growth: float | None = setting(2.0, SAMPLES, _GROWTH, paper=None,
-        text="""How many times as long an epoch's clean part may become by filling up small classes.
-        Beyond that the loss weighs the draws of small classes up, so that every class counts as
-        much as the largest. None fills all classes up, however long the epoch becomes.""")
+        text="""How many times as long an epoch may become by filling up small classes. Beyond that
+        the loss weighs their draws up. None fills all classes up, however long it becomes.""")
     keep_mixed: bool = setting(True, SAMPLES, flag(), paper=True,
         text="Whether batches hold mixed samples. These carry no loss, but BatchNorm sees them.")
     # --- what is read and scored ---
@@ -156,7 +155,7 @@ class CGDConfig:
         text="""Samples a step of the suspicious model, over all processes. Small data sets get
         smaller batches, so that an epoch has 16 steps.""")
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
-        text="Share of the clean split that is kept out of training, for the stopping rule.")
+        text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---
     tolerance: float | None = setting(
         None, FIT, number(0, float("inf"), above=True, below=True, optional=True), paper=1.0,
@@ -276,8 +275,7 @@ class CGDConfig:
         host, and named in the log.
 
         Raises:
-            ValueError: for unknown keys, and for settings that the reference reads but ignores
-                and that we can't honour.
+            ValueError: unknown keys, or settings of the reference that we can't honour.
         """
         if reading.is_reference(values):
             return cls.paper(**reading.from_reference(values, SETTINGS))

@@ -50,7 +50,7 @@ class Seen:
     pixels: dict[int, bytes]
 
     @classmethod
-    def of(cls, labels: Int[Tensor, "n"], raw: RawImages, bad: Collection[int]) -> Seen:
+    def of(cls, labels: Int[Tensor, "n"], raw: RawImages, bad: Collection[int] = ()) -> Seen:
         """Read the pixels of a few samples.
 
         Args:

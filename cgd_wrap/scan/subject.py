@@ -177,8 +177,10 @@ class Subject:
         inputs: InputKind,
         clean: Bool[Tensor, "n"],
         options: PassOptions,
-    ) -> float:
+    ) -> float | None:
         """Measure how well the model knows the classes, on the main process for all processes.
+
+        None where no setting depends on it.
 
         Other processes may not have loaded the model's weights. What was measured is kept in the
         cache: a run that is resumed has other weights, and must go on by the same numbers.
@@ -189,6 +191,8 @@ class Subject:
             clean: samples whose labels are to be trusted.
             options: cache, device and configuration. All processes get the same answer.
         """
+        if not options.config.depends_on_model:
+            return None
         model, runtime, seed = unwrapped(self.model), options.runtime, options.config.seed
 
         def measure() -> float:

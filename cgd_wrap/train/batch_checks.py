@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.processes import is_distributed
-from cgd_wrap.train.sampler import EpochIndices, Orders
+from cgd_wrap.train.epoch_indices import EpochIndices, Orders
 from cgd_wrap.train.tags import is_tagged, tagged_index
 
 logger = escaped_logger(__name__)

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from cgd_wrap.data.layout import SampleLayout
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import kept_rng
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
 
 logger = escaped_logger(__name__)

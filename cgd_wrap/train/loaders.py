@@ -14,8 +14,9 @@ from torch.utils.data import (
 )
 
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.mixing import refuse_mixing
-from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
+from cgd_wrap.train.sampler import BalancedSampler, ShardedSampler
 from cgd_wrap.train.stateful import check_no_state, make_batches_stateful, stateful_types
 
 # Arguments of a DataLoader that are kept: all but dataset and sampling (torch 2.6 to 2.15; the

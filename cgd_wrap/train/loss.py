@@ -16,7 +16,7 @@ from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.batch_checks import UNTAGGED, BatchChecks, refuse_second_call
 from cgd_wrap.train.criteria import Criterion, take_apart
-from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 
 __all__ = ["CGDLoss", "Criterion", "clean_share"]

@@ -18,9 +18,10 @@ from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.loaders import guarded_loader
 from cgd_wrap.train.loss import CGDLoss
-from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.train.sampler import BalancedSampler
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 from cgd_wrap.train.tags import SampleTable
 

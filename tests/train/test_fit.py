@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from cgd_wrap import BalancedSampler, CGDConfig, CGDGuard, CGDLoss
 from cgd_wrap.data import SampleLayout
 from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.epochs import EpochRecord
 from cgd_wrap.train.fit import fit
 from cgd_wrap.train.loss import clean_share
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from cgd_wrap import BalancedSampler
 from cgd_wrap.errors import CacheMismatchError
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Exposure
-from cgd_wrap.train.sampler import EpochIndices, ShardedSampler
+from cgd_wrap.train.sampler import ShardedSampler
 
 
 def epochs_of(size: int = 60, *, rate: float = 0.5, **changes) -> EpochIndices:
