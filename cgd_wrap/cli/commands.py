@@ -56,16 +56,22 @@ def defend(args: argparse.Namespace) -> None:
     given = [name for name in of_images if getattr(args, name) is not None]
     if args.backdoorbench:
         if given:
-            raise ValueError(f"--backdoorbench takes the place of {given}: leave them out")
+            raise ValueError(
+                f"--backdoorbench takes the place of {_options(given)}: leave them out"
+            )
         _defend_result(args)
         return
     missing = [name for name in ("images", "out", "model", "weights_out") if name not in given]
     if missing or args.data:
         raise ValueError(
             "defend needs images, --out, --model and --weights-out, or --backdoorbench and perhaps "
-            f"--data; missing: {missing or '--backdoorbench'}"
+            f"--data; missing: {_options(missing) or '--backdoorbench'}"
         )
     _defend_images(args)
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join("images" if n == "images" else f"--{n.replace('_', '-')}" for n in names)
 
 
 def _defend_result(args: argparse.Namespace) -> None:

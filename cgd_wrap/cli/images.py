@@ -64,12 +64,13 @@ class ImageClasses(DatasetFolder):  # type: ignore[misc]
             hint = f", such as {splits[0]!r} (if that is a class, put its images right into it)"
             raise _splits_error(directory, named, hint)
         _refuse_several_splits(directory, names)
+        least = 2 if self._numbers is None else 1
+        if len(names) < least:
+            raise DatasetError(
+                f"expected {least} or more folders of images in {directory!r}, one for each "
+                f"class, got {names}"
+            )
         if self._numbers is None:
-            if len(names) < 2:
-                raise DatasetError(
-                    f"expected at least 2 folders of images in {directory!r}, one for each class, "
-                    f"got {names}"
-                )
             return names, {name: number for number, name in enumerate(names)}
         if unknown := [name for name in names if name not in self._numbers]:
             raise DatasetError(

@@ -130,8 +130,8 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (["1.png", "2.png"], r"at least 2 folders of images in .*, got \[\]"),
-        (["cat/1.png"], r"at least 2 folders of images .*\['cat'\]"),
+        (["1.png", "2.png"], r"2 or more folders of images in .*, got \[\]"),
+        (["cat/1.png"], r"2 or more folders of images .*\['cat'\]"),
         (["cat/1.png", "dog/1.txt", "elk/.x.png"], r"\['dog', 'elk'\] \(left out: 1 .*\)"),
     ],
 )
@@ -168,6 +168,8 @@ def test_other_images_take_the_numbers_of_the_training_images(tmp_path):
     assert (other.classes, other.targets) == (training.classes, [1, 2])
     with pytest.raises(DatasetError, match=r"the training images don't have: \['dog'\]"):
         ImageClasses(write(tmp_path / "c", "cat/1.png", "dog/1.png"), training.class_to_idx)
+    with pytest.raises(DatasetError, match=r"1 or more folders of images"):
+        ImageClasses(write(tmp_path / "d", "1.png"), training.class_to_idx)
 
 
 def test_links_are_followed_and_end(tmp_path):

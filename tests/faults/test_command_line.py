@@ -68,19 +68,19 @@ START = "import sys; from cgd_wrap.cli import main; sys.exit(main())"
 COMMON = ("--model", "test_resnet", "--image-size", "32", "--clip", CLIP, "--quiet")
 SCAN = ("scan", "R/images", "--out", "R/out", *COMMON)
 MISTAKES = {
-    "an empty folder": (("scan", "R/empty", "--out", "R/out", *COMMON), "at least 2 folders"),
+    "an empty folder": (("scan", "R/empty", "--out", "R/out", *COMMON), "2 or more folders"),
     "no folder": (("scan", "R/nowhere", "--out", "R/out", *COMMON), "nowhere': No such file"),
     "a file for a folder": (("scan", "R/file", "--out", "R/out", *COMMON), "file': Not a dir"),
     "a file in the way": (("scan", "R/images", "--out", "R/file", *COMMON), "file': File exists"),
     "a file above": (("scan", "R/images", "--out", "R/file/x", *COMMON), "file/x': Not a dir"),
     "results in the images": (
         ("scan", "R/images", "--out", "R/images/out", *COMMON), "would be read as a class"),
-    "broken YAML": ((*SCAN, "--config", "R/broken.yaml"), "broken.yaml': line 2: "),
+    "broken YAML": ((*SCAN, "--config", "R/broken.yaml"), "broken.yaml': can't be read as YAML: line 2: "),
     "a YAML list": ((*SCAN, "--config", "R/list.yaml"), "expected a mapping of settings, got list"),
     "empty YAML": ((*SCAN, "--config", "R/void.yaml"), "expected a mapping"),
-    "binary YAML": ((*SCAN, "--config", "R/binary.yaml"), "binary.yaml': 'utf-8'"),
-    "deep YAML": ((*SCAN, "--config", "R/deep.yaml"), "deep.yaml': no YAML that can be read"),
-    "endless YAML": ((*SCAN, "--config", "R/laughs.yaml"), "'b': no setting has parts within"),
+    "binary YAML": ((*SCAN, "--config", "R/binary.yaml"), "binary.yaml': can't be read as YAML: Unicode"),
+    "deep YAML": ((*SCAN, "--config", "R/deep.yaml"), "deep.yaml': can't be read as YAML: it is nested"),
+    "endless YAML": ((*SCAN, "--config", "R/laughs.yaml"), "aliases (*name) are not read"),
     "an unknown setting": ((*SCAN, "--config", "R/typo.yaml"), "unknown settings ['epoch']"),
     "keys of numbers": ((*SCAN, "--config", "R/number.yaml"), "settings have names, got [3]"),
     "a wrong setting": ((*SCAN, "--config", "R/value.yaml"), "value.yaml': CGDConfig: epochs="),
@@ -116,7 +116,10 @@ MISTAKES = {
     "figures to a folder": (
         ("drill", "R/images", "--out", "R/out", *COMMON, "--json", "R/empty"),
         "empty': Is a directory"),
-    "half of the arguments": (("defend", "R/images"), "missing: ['out', 'model', 'weights_out']"),
+    "half of the arguments": (("defend", "R/images"), "missing: --out, --model, --weights-out"),
+    "arguments that exclude each other": (
+        ("defend", "--backdoorbench", "R/empty", "--out", "R/x", "--image-size", "8"),
+        "takes the place of --out, --image-size: "),
     "no result of BackdoorBench": (("defend", "--backdoorbench", "R/empty"), "no BackdoorBench"),
 }  # fmt: skip
 

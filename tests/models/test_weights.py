@@ -325,7 +325,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(write, tmp_path):
     path, proof = tmp_path / "weights.pt", tmp_path / "ran"
     write({"model": Harmful(proof)}, path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"weights\.pt can't be loaded"):
+    with pytest.raises(ValueError, match=r"weights\.pt' can't be loaded"):
         load_checkpoint(tiny_net(), path)
     assert not proof.exists()
     assert path.read_bytes() == before
