@@ -42,8 +42,8 @@ def checked_text_tower(text: Mapping[str, Any] | None) -> Iterator[dict[str, Any
     kind = given.get("model_type")
     if kind not in arch_dict or kind not in CONFIG_MAPPING:
         raise ClipLoadError(
-            f"the text tower {name!r} of CLIP is of the kind {kind!r:.80}, which open_clip "
-            f"can't use. Expected one of {sorted(arch_dict)}"
+            f"the text tower {name!r} of CLIP is of the kind {kind!r:.80}, which open_clip can't "
+            f"use. Expected one of {sorted(arch_dict)}"
         )
     known = CONFIG_MAPPING[kind]().to_dict()
     copy = CONFIG_MAPPING[kind](**{key: value for key, value in given.items() if key in known})

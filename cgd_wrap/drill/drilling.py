@@ -120,7 +120,8 @@ def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pic
     """Make a raw training set and a raw test set, and return all raw images, too."""
     raw, labels, names = guard.subject.raw_view(), guard.targets, guard.class_names
     every = torch.ones(len(labels), dtype=torch.bool)
-    with suppress(CGDError):  # before a scan, no sample is known to be bad
+    every[list(guard.unreadable)] = False
+    with suppress(CGDError):  # before a scan, no other sample is known to be bad
         every[list(guard.result.bad)] = False
     if test_dataset is None:
         out = hold_out(labels, every, TEST_SHARE, seed)

@@ -78,8 +78,8 @@ def _set_original(module: nn.Module, name: str, part: Any, value: Tensor) -> Non
                 original.copy_(value)
             else:
                 nn.init.normal_(original, std=0.02)
-    redrawn = [_redraw(each, ("_u", "_v")) for each in part]
-    if any(redrawn):
+    vectors = sum(_redraw(each, ("_u", "_v")) for each in part)
+    if vectors:
         _iterate(part, part)
 
 
@@ -96,12 +96,12 @@ def _set_beside(module: nn.Module, name: str, hook: Any, value: Tensor) -> None:
     hook(module, None)
 
 
-def _redraw(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Draw the vectors of a power iteration anew, which fit old weights; tell if there are any."""
+def _redraw(module: nn.Module, names: tuple[str, ...]) -> int:
+    """Draw the vectors of a power iteration anew, since they fit the old weights; count them."""
     vectors = [v for v in map(module._buffers.get, names) if v is not None]
     for vector in vectors:
         vector.copy_(nn.functional.normalize(torch.randn_like(vector), dim=0))
-    return bool(vectors)
+    return len(vectors)
 
 
 def _iterate(module: nn.Module, compute: Callable[[], Any]) -> None:

@@ -22,8 +22,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Run]:
-    """A guarded run of two epochs in each host, without exposures, so that reads are draws."""
-    return {host: run_in(host, tmp_path_factory.mktemp(host), exposure_rate=0.0) for host in HOSTS}
+    """A guarded run of two epochs in each host, without exposures, so that reads are draws.
+
+    What the loss would warn of, such as another sampler in place of the guard's, is an error.
+    """
+    quiet = {"exposure_rate": 0.0, "strict": True}
+    return {host: run_in(host, tmp_path_factory.mktemp(host), **quiet) for host in HOSTS}
 
 
 @pytest.fixture(scope="module")

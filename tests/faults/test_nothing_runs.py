@@ -1,4 +1,4 @@
-"""Hostile input for every loader: nothing runs, nobody is asked, and the error is ours."""
+"""Hostile input for every loader: nothing in a file runs, nobody is asked, the error is ours."""
 
 from __future__ import annotations
 
