@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -27,6 +27,7 @@ logger = escaped_logger(__name__)
 # Of a settings file; ours have a few thousand characters, and a list in a mapping.
 MOST_CHARACTERS, MOST_BRACKETS = 50_000, 20
 LARGEST = 2**63 - 1  # what torch takes as a whole number
+MadeT = TypeVar("MadeT")
 
 
 def is_reference(values: Mapping[str, Any]) -> bool:
@@ -102,6 +103,12 @@ def load_yaml(path: Path) -> Any:
     """
     with faults_named(path):
         return _plain_values(path)
+
+
+def of_file(path: Path, make: Callable[[dict[str, Any]], MadeT]) -> MadeT:
+    """Make something of a YAML file's settings; a ValueError names the file and what is wrong."""
+    with faults_named(path):
+        return make(read_yaml(path))
 
 
 @contextmanager

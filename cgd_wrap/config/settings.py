@@ -284,8 +284,7 @@ class CGDConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> CGDConfig:
         """Read a YAML file by :meth:`from_dict`; a ValueError says what is wrong with it."""
-        with reading.faults_named(Path(path)):
-            return cls.from_dict(reading.read_yaml(Path(path)))
+        return reading.of_file(Path(path), cls.from_dict)
 
     def to_yaml(self, path: str | Path) -> None:
         """Write all settings under our names."""
