@@ -67,7 +67,10 @@ def read_clean_indices(
             f"no clean split at {path}: run the CGD defence on this result first "
             "(defense/cgd.py, or cgd-wrap defend --backdoorbench)"
         )
-    indices = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        indices = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        indices = None
     plain = isinstance(indices, list) and all(type(i) is int and i >= 0 for i in indices)
     if not plain or not indices:
         raise ValueError(f"{path} must hold a list of indices")

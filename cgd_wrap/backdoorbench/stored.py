@@ -131,4 +131,5 @@ def _image(path: str, base: PurePosixPath, folder: Path, root: Path) -> str:
 
 
 def _posix(path: Any) -> str:
-    return str(path).replace("\\", "/")
+    # An attacker's value may be a list of lists without end: it isn't put into words.
+    return path.replace("\\", "/") if isinstance(path, str) else ""
