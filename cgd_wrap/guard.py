@@ -20,7 +20,7 @@ from cgd_wrap.data.layout import check_same_length
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits
 from cgd_wrap.scan.subject import Subject
@@ -121,7 +121,7 @@ class CGDGuard:
 
     # --- scan -----------------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def scan(self, *, overwrite: bool = False) -> CGDGuard:
         """Score every sample, split the dataset, and return the guard itself.
 
@@ -303,7 +303,7 @@ class CGDGuard:
 
     # --- what stays -----------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 

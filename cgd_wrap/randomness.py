@@ -1,13 +1,15 @@
-"""Leaving the user's random streams as they were; the library's own choices have other streams."""
+"""Leaving global state as the user has it: random streams, and torch's modes and defaults."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager
@@ -34,4 +36,42 @@ def seeded(seed: int) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def plain_torch(dtype: torch.dtype | None = torch.float32) -> Iterator[None]:
+    """Compute as in a new process, whatever the user has set; on leaving, all is as it was.
+
+    - Gradients are on, and inference mode and autocast are off.
+    - New tensors are on the CPU, and of type ``dtype``, unless they are told otherwise.
+
+    What else the user may have set stays: deterministic algorithms, anomaly detection, numbers of
+    threads.
+
+    Args:
+        dtype: default type of new floats; None leaves the user's, which the user's model may have.
+    """
+    users_dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        # Only what the user has changed is set: a default device costs time at each call of torch.
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device in _AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype not in (None, users_dtype):
+            stack.callback(torch.set_default_dtype, users_dtype)
+            torch.set_default_dtype(dtype)
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Do both: :func:`kept_rng` and :func:`plain_torch`."""
+    with kept_rng(), plain_torch():
         yield

@@ -11,8 +11,10 @@ from torch import Tensor
 from cgd_wrap.data.class_names import resolve_class_names
 from cgd_wrap.data.labels import read_labels
 from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.randomness import plain_torch
 
 
+@plain_torch()
 def names_and_labels(
     dataset: Any, layout: SampleLayout, class_names: Sequence[str] | None, *, record_bad: bool
 ) -> tuple[list[str], Int[Tensor, "n"]]:

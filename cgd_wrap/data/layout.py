@@ -236,7 +236,7 @@ def _replaced(sample: Any, key: int | str, value: Any) -> Any:
 def _same_kind(old: Any, label: int) -> Any:
     if isinstance(old, torch.Tensor):
         shape = tuple(old.shape) if old.numel() == 1 else ()
-        return torch.full(shape, label, dtype=torch.int64)
+        return torch.full(shape, label, dtype=torch.int64, device=old.device)
     if isinstance(old, np.ndarray):
         return np.full(old.shape if old.size == 1 else (), label, dtype=np.int64)
     return np.int64(label) if isinstance(old, np.generic) else int(label)

@@ -26,7 +26,7 @@ from cgd_wrap.errors import CGDError
 from cgd_wrap.models.inputs import input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.split.revision import hold_out
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 TEST_SHARE = 0.2  # share of the data set that is measured on, if no test set is given
 
 
-@kept_rng()
+@undisturbed()
 def drill(
     guard: CGDGuard,
     attack: str | Attack = "badnets",

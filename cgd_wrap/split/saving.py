@@ -14,6 +14,7 @@ from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.files import FORMAT, check_fingerprint, write_atomically, write_json
 from cgd_wrap.functional import Split
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.scan.subject import Subject
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.entropy_map import EntropyMap
@@ -74,6 +75,7 @@ def saved_config(folder: Path) -> CGDConfig:
     return CGDConfig.from_yaml(folder / "config.yaml")
 
 
+@plain_torch()
 def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult:
     """Load the result that :func:`save_result` wrote, if it belongs to the given data.
 

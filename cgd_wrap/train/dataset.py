@@ -100,7 +100,7 @@ class BalancedView(Dataset[Any]):
         return self.dataset[unpack(int(self.indices[int(index)]))]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        packed = self.indices[torch.as_tensor(indices)].tolist()
+        packed = self.indices[torch.as_tensor(indices, device="cpu")].tolist()
         return self.dataset.__getitems__([unpack(value) for value in packed])
 
     def __getattr__(self, name: str) -> Any:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.schedule import set_rate
+from cgd_wrap.models.supported import check_trainable
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.protection import Protection
 from cgd_wrap.train.stopping import CleanAccuracyStopping
@@ -55,6 +57,7 @@ class EpochRecord:
         return asdict(self)
 
 
+@plain_torch(dtype=None)
 def fit_guarded(
     model: nn.Module,
     protection: Protection,
@@ -80,6 +83,7 @@ def fit_guarded(
     """
     from accelerate import Accelerator
 
+    check_trainable(unwrapped(model))
     config, dataset = protection.config, protection.dataset
     accelerator = accelerator or Accelerator(mixed_precision=config.mixed_precision)
     batch_size = max(1, config.batch_size // accelerator.num_processes)
@@ -150,7 +154,7 @@ def fit(
             started = time.perf_counter()
             trained.train()
             criterion.train()
-            sums = torch.zeros(3, device=accelerator.device)
+            sums = torch.zeros(3, device=accelerator.device, dtype=torch.float32)
             for step, batch in enumerate(loader):
                 if step == steps:
                     break

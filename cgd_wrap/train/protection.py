@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import GuardedDataset
@@ -38,6 +39,7 @@ class Protection:
     dataset: GuardedDataset
 
     @cached_property
+    @plain_torch()
     def table(self) -> SampleTable:
         """The table of what the loss knows of each sample."""
         config = self.config.decided(trained=self.result.trained)
@@ -52,6 +54,7 @@ class Protection:
         """Wrap the user's criterion in the guarded loss. Default: cross entropy."""
         return CGDLoss.for_result(self.result, criterion, self.config, table=self.table)
 
+    @plain_torch()
     def protect(
         self, loader: DataLoader[Any], criterion: Criterion | None, epochs: int | None
     ) -> tuple[DataLoader[Any], CGDLoss]:

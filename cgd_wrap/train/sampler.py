@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.exposure import Exposure, unpack
 from cgd_wrap.train.tags import SampleTable
@@ -89,6 +90,7 @@ class EpochIndices:
         clean = self.exposure.over(indices[:balanced], rate, generator)
         return torch.cat([clean, indices[balanced:]])
 
+    @plain_torch()
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch as of :meth:`packed`, in random order."""
         packed = self.packed(epoch)
