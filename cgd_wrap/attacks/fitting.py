@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from cgd_wrap.data.sources import readable
 from cgd_wrap.errors import CGDError, DatasetError
 from cgd_wrap.files import write_atomically
 from cgd_wrap.models.small_resnet import small_resnet
-from cgd_wrap.models.weights import hash_weights
+from cgd_wrap.models.weights import copy_of, hash_weights
 from cgd_wrap.randomness import kept_rng, seeded
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ class FittedAttack(Attack):
         raw = RawSequence(readable(dataset), layout)
         return Material(
             raw=raw, labels=labels, num_classes=num_classes, side=common_side(raw),
-            network=copy.deepcopy(network), normalise=normalise, seed=self.seed,
+            network=copy_of(network), normalise=normalise, seed=self.seed,
             limit=self.surrogate_samples, progress=progress,
         )  # fmt: skip
 

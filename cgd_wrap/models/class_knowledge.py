@@ -6,7 +6,6 @@ from scratch.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -21,6 +20,7 @@ from cgd_wrap.errors import BadSampleError
 from cgd_wrap.functional import share_by_class
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.weights import copy_of
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
 
@@ -72,7 +72,7 @@ def measured_class_knowledge(
         return 0.0
     first = next(model.parameters(), torch.zeros((), device=runtime.device))
     if first.device != runtime.device:
-        model = copy.deepcopy(model).to(runtime.device)
+        model = copy_of(model).to(runtime.device)
     made = cache(fallback)
 
     def image_of(index: int) -> Float[Tensor, "c h w"]:

@@ -16,6 +16,7 @@ from cgd_wrap.data.probes import spread
 from cgd_wrap.errors import BadSampleError
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.supported import check_initialised
 from cgd_wrap.randomness import kept_rng
 
 FALLBACK_SIZE = (224, 224)  # pixels, for raw images of varying size
@@ -68,11 +69,16 @@ def input_shape(
         layout: where an item of the dataset holds its image.
         raw: the same samples, raw.
         model: the model to be trained; None stands for a model that accepts any size.
+
+    Raises:
+        ValueError: the images are raw, and the model has lazy layers that haven't seen an image.
     """
     image = layout.image_of(first_readable(dataset)[0])
     if isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point():
         channels, height, width = image.shape
         return channels, height, width
+    if model is not None:
+        check_initialised(model)  # lazy layers would take the first size that is tried
     own = set[tuple[int, int]]()
     for index in spread(len(raw), 8):
         with suppress(BadSampleError):

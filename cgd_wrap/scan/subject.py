@@ -18,6 +18,7 @@ from cgd_wrap.data.fingerprint import dataset_fingerprint, sample_fingerprint
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import check_outputs, input_shape
 from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.supported import check_model
 from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.clip_pass import clip_pass
@@ -79,13 +80,17 @@ class Subject:
         """Find the shape [C, H, W] of the model's inputs, and check the number of its outputs.
 
         Raises:
-            ValueError: the model, or the given suspicious model, doesn't fit the classes.
+            ValueError: the model, or the given suspicious model, doesn't fit the classes, is
+                sharded or quantised, or has no values.
             TypeError: one of the two models doesn't return logits.
         """
-        shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
-        for model in (self.model, self.suspicious_model):
+        own = unwrapped(self.model)
+        check_model(own)  # before it is copied for a suspicious model's checkpoint
+        shape = input_shape(*self.evaluated_view(), raw, own)
+        for model in (own, self.suspicious_model):
             if model is not None:
-                check_outputs(unwrapped(model), shape, self.class_names)
+                check_model(model)
+                check_outputs(model, shape, self.class_names)
         return shape
 
     @cached_property
