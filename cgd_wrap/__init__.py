@@ -21,6 +21,7 @@ from cgd_wrap.errors import (
     MissingExtraError,
     ScanIncompleteError,
     StoredFileError,
+    TrainingDivergedError,
 )
 from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
@@ -46,5 +47,6 @@ __all__ = [
     "ScanIncompleteError",
     "Split",
     "StoredFileError",
+    "TrainingDivergedError",
     "functional",
 ]

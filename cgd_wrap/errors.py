@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from cgd_wrap.escaping import printable
 
 
 class CGDError(Exception):
-    """Base class of all errors that this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose.
+
+    The message is escaped by :func:`cgd_wrap.escaping.printable`, since it may quote foreign text.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(a) if isinstance(a, str) else a for a in args))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by way of __init__, which takes other arguments in some of the classes below.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class DatasetError(CGDError, ValueError):
@@ -30,8 +45,9 @@ class BadSampleError(DatasetError):
         )
         self.index, self.reason, self.message, self.path = index, reason, message, path
 
-    def __reduce__(self) -> tuple[type[BadSampleError], tuple[int, str, str, str | None]]:
-        return type(self), (self.index, self.reason, self.message, self.path)
+
+class NoImageError(CGDError, TypeError):
+    """A sample holds something else where its image should be; the message says what."""
 
 
 class CacheMismatchError(CGDError, RuntimeError):
@@ -60,6 +76,22 @@ class ScanIncompleteError(CGDError, RuntimeError):
     def __init__(self, message: str, missing: Sequence[int]) -> None:
         super().__init__(message)
         self.missing = list(missing)
+
+
+class TrainingDivergedError(CGDError, RuntimeError):
+    """A loss, gradient or weight of a training stopped being a usable number.
+
+    Attributes:
+        step: number of the first such step of the training, from 1.
+        epoch: number of the epoch that the step belongs to, from 1.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step, self.epoch = step, epoch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), step=self.step, epoch=self.epoch), self.args
 
 
 class ClipLoadError(CGDError, RuntimeError):

@@ -133,7 +133,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a mapping from a JSON file; None if the file is missing or torn."""
+    """Read a mapping from a JSON file; None if the file is missing, torn or nested too deeply."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -174,12 +174,16 @@ def agreed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_fingerprint(
-    where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, advice: str = CACHE_ADVICE
+    where: Path | str,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    advice: str = CACHE_ADVICE,
 ) -> None:
     """Refuse stored results whose fingerprint isn't the wanted one.
 
     Args:
-        where: file or folder of the results, for the message.
+        where: file or folder of the results, or their name, for the message.
         found: the stored fingerprint.
         wanted: the fingerprint of what is asked for now.
         advice: what the user can do about it.
@@ -189,11 +193,11 @@ def check_fingerprint(
     """
     fields = differing_fields(found, wanted)
     if fields:
-        each = [f"  {name}: {old!r} -> {new!r}" for name, (old, new) in fields.items()]
-        more = [f"  and {len(each) - MOST_LINES} more"] if len(each) > MOST_LINES else []
-        lines = "\n".join(each[:MOST_LINES] + more)
+        each = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in fields.items()]
+        more = [f"and {len(each) - MOST_LINES} more"] if len(each) > MOST_LINES else []
+        differing = "; ".join(each[:MOST_LINES] + more)
         raise CacheMismatchError(
-            f"{where} was made for something else. What differs (stored -> now):\n{lines}\n"
+            f"{where} was made for something else. What differs (stored -> now): {differing}. "
             f"{advice}",
             fields,
         )

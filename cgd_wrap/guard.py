@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from cgd_wrap.clip.several import Clips, check_clips, names_of
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data import find_layout
-from cgd_wrap.data.classes import names_and_labels
+from cgd_wrap.data.classes import read_labelling
 from cgd_wrap.data.layout import check_same_length
 from cgd_wrap.data.unchanged import Seen
+from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import CGDError
 from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.stored_logits import StoredLogits
 from cgd_wrap.scan.subject import Subject
@@ -33,10 +34,12 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.saving import load_result, save_result, saved_config
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
-from cgd_wrap.train.fit import EpochRecord, fit_guarded
+from cgd_wrap.train.epoch_indices import EpochIndices
+from cgd_wrap.train.epochs import EpochRecord
+from cgd_wrap.train.fit import fit_guarded
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.protection import Protection
-from cgd_wrap.train.sampler import BalancedSampler, EpochIndices
+from cgd_wrap.train.sampler import BalancedSampler
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 if TYPE_CHECKING:
@@ -56,8 +59,7 @@ class CGDGuard:
         train_loader, criterion = guard.protect(train_loader, criterion)
 
     Args:
-        model: the classifier to be trained: image batch -> logits [B, C], or an output with
-            ``.logits``.
+        model: the classifier to be trained: image batch -> logits [B, C], or output with .logits.
         dataset: map-style, of ``(image, label, ...)`` tuples or of dicts; not changed.
         class_names: names for CLIP, in the order of the labels. Default: found from the dataset.
         clip: ``"architecture/pretrained-tag"`` or ``"architecture/checkpoint"`` of open_clip,
@@ -67,15 +69,14 @@ class CGDGuard:
             scores and guides the sample, so that no backdoored CLIP alone can vouch for poison.
         config: every number of the defence. Default: the best that we measured; :meth:`scan` then
             decides by the model's accuracy whether the model is repaired or trained from scratch.
-        accelerator: gives device, precision and processes. Default: torch.distributed's process
-            group if there is one, otherwise a single process on a GPU if there is one.
+        accelerator: gives device, precision, processes. Default: torch.distributed's, or just one.
         cache_dir: folder that keeps the scan, and lets an interrupted scan go on. Default: none.
         clip_dataset: the dataset's samples as raw images, if the dataset has normalised tensors.
         eval_dataset_view: samples as the model is evaluated on them. Default: those of the dataset.
         suspicious: suspicious model, used as it is, or a checkpoint. Default: trained fresh copies.
         image_key: position or key of the image in a sample. Default: found.
         label_key: position or key of the label in a sample. Default: found.
-        num_workers: worker processes of the scan's data loaders.
+        num_workers: processes that read samples. With 0, a sample that crashes ends this process.
         progress: draw progress bars.
 
     Raises:
@@ -108,9 +109,8 @@ class CGDGuard:
         self.accelerator, self.num_workers, self.progress = accelerator, num_workers, progress
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.base = dataset
-        self.layout = find_layout(dataset, image_key=image_key, label_key=label_key)
-        self.class_names, self.targets = names_and_labels(
-            dataset, self.layout, class_names, record_bad=self.config.on_bad_sample == "record"
+        self.layout, self.class_names, self.targets, self.unreadable = read_labelling(
+            dataset, class_names, image_key, label_key, self.config, num_workers, progress
         )
         check_same_length(dataset, clip_dataset=clip_dataset, eval_dataset_view=eval_dataset_view)
         self.clip_dataset, self.eval_dataset_view = clip_dataset, eval_dataset_view
@@ -122,7 +122,7 @@ class CGDGuard:
 
     # --- scan -----------------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def scan(self, *, overwrite: bool = False) -> CGDGuard:
         """Score every sample, split the dataset, and return the guard itself.
 
@@ -143,18 +143,17 @@ class CGDGuard:
         check_clips(self.clip, self.config)  # the user may have changed either attribute
         runtime, subject, config = Runtime.of(self.accelerator), self.subject, self.config
         raw = subject.raw_view()
-        shape = subject.input_shape(raw)
+        inputs = subject.inputs(raw)
         options = PassOptions(
-            folder=self.cache_dir or self._temporary_cache.folder(runtime),
-            is_kept=self.cache_dir is not None, dataset=subject.identity(raw),
-            num_classes=len(self.class_names), config=config, runtime=runtime,
-            num_workers=self.num_workers, progress=self.progress, overwrite=overwrite,
+            folder=self.cache_dir or self._temporary_cache.folder(runtime), config=config,
+            is_kept=self.cache_dir is not None, dataset=subject.identity(raw), overwrite=overwrite,
+            num_classes=len(self.class_names), runtime=runtime, workers=subject.workers,
+            progress=self.progress, unreadable=self.unreadable,
         )  # fmt: skip
-        logits = subject.passes(raw, shape, options)
+        logits = subject.passes(raw, inputs, options)
         result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
-        if config.depends_on_model:
-            known = subject.class_knowledge(raw, shape, result.split.clean, options)
-            result = replace(result, class_knowledge=known)
+        known = subject.class_knowledge(raw, inputs, result.split.clean, options)
+        result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
         runtime.barrier()  # from here on, the main process may delete a temporary cache
@@ -165,7 +164,7 @@ class CGDGuard:
     def _adopt(self, result: ScanResult) -> None:
         announce(result, self.class_names, self.config)
         self._result, self._view, self._kept = result, None, None
-        self._seen = Seen.of(self.targets, self.subject.raw_view())
+        self._seen = Seen.of(self.targets, self.subject.raw_view(), result.bad)
 
     @property
     def subject(self) -> Subject:
@@ -173,6 +172,7 @@ class CGDGuard:
         return Subject(
             self.model, self.base, self.layout, self.class_names, self.targets, self.clip,
             self.clip_dataset, self.eval_dataset_view, self.suspicious,
+            self.unreadable, Workers(self.num_workers, self.config.sample_timeout),
         )  # fmt: skip
 
     # --- what the scan found --------------------------------------------------------------------
@@ -255,6 +255,7 @@ class CGDGuard:
         self._seen.check(self.base, self.layout, None if kept else self.subject.raw_view)
         if kept is None or kept.config != config:
             kept = self._kept = Protection(result, config, self.dataset)
+            kept.log_epoch_length()
         return kept
 
     def attach(
@@ -281,20 +282,22 @@ class CGDGuard:
 
     def fit(
         self, *, validation_loader: DataLoader[Any] | None = None,
-        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None, **changes: Any,
+        on_epoch: Callable[[EpochRecord, nn.Module], None] | None = None,
+        checkpoint_dir: str | Path | None = None, resume: bool = True, **changes: Any,
     ) -> list[EpochRecord]:  # fmt: skip
         """Train the model in place with the guarded loss; return a record of each epoch.
 
-        Args:
-            validation_loader: clean data for the stopping rule. Default: the held-out part.
-            on_epoch: called after each epoch, on every process, with its record and the model.
-            changes: settings of the training, such as ``epochs=4``; a ValueError for others.
+        An interrupted training goes on from ``checkpoint_dir`` (default: ``fit`` in ``cache_dir``).
+        ``validation_loader`` is for the stopping rule (default: the held-out part); ``changes`` are
+        settings such as ``epochs=4``. See :func:`cgd_wrap.train.fit.fit_guarded` for the rest.
         """
-        config = self.config.for_training(changes, has_accelerator=self.accelerator is not None)
+        changed = copy.copy(self)
+        changed.config = self.config.for_training(changes, has_accelerator=bool(self.accelerator))
         return fit_guarded(
-            self.model, self._protection(config), self.accelerator, self.subject.evaluated_images(),
-            validation_loader=validation_loader, num_workers=self.num_workers,
-            on_epoch=on_epoch, progress=self.progress,
+            self.model, self._protection(changed.config), self.accelerator,
+            changed.stopping(loader=validation_loader),
+            checkpoint_dir=checkpoint_dir or (self.cache_dir and self.cache_dir / "fit"),
+            resume=resume, num_workers=self.num_workers, on_epoch=on_epoch, progress=self.progress,
         )  # fmt: skip
 
     def drill(self, attack: Any = "badnets", **options: Any) -> Any:
@@ -304,7 +307,7 @@ class CGDGuard:
 
     # --- what stays -----------------------------------------------------------------------------
 
-    @kept_rng()
+    @undisturbed()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
         """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
 
@@ -328,11 +331,8 @@ class CGDGuard:
     def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
         """Make a guard of the same data from the result that :meth:`save` wrote.
 
-        ``options`` are further arguments of the class; ``config`` is by default as saved.
-
-        Raises:
-            CacheMismatchError: it is of other data, names, thresholds or versions, which are named.
-            StoredFileError: the saved file is damaged.
+        ``options`` are further arguments of the class; ``config`` is by default as saved. See
+        :func:`cgd_wrap.split.saving.load_result` for errors.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

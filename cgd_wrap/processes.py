@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from cgd_wrap.escaping import escaped_logger
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Runtime:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return str(box[0])
+
+
+def is_main_process() -> bool:
+    """Whether this is the main process of a run, also before there is any process group."""
+    return (dist.get_rank() if is_distributed() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def is_distributed() -> bool:

@@ -12,9 +12,9 @@ from cgd_wrap.demo.shapes import ShapesDataset
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Pictures of the demo as a folder with a subfolder per class."""
-    shapes = ShapesDataset(120, seed=5)
+def folder(tmp_path, request):
+    """120 pictures of the demo, or as many as asked for, in a subfolder per class."""
+    shapes = ShapesDataset(getattr(request, "param", 120), seed=5)
     for index, (image, label) in enumerate(shapes):
         path = tmp_path / "images" / shapes.classes[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +49,7 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     assert "samples:" in capsys.readouterr().out
 
 
-# timm's dataset leaves its files open for the garbage collector to close.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("folder", [40], indirect=True)  # of the model's own size, which is large
 def test_defend_writes_weights_that_load(folder):
     import timm
     from safetensors.torch import load_model
@@ -60,6 +59,22 @@ def test_defend_writes_weights_that_load(folder):
     missing, unexpected = load_model(timm.create_model("test_resnet", num_classes=10), weights)
     assert not missing
     assert not unexpected
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_defend_writes_no_weights_of_a_training_that_diverged(folder, capsys):
+    """FAULTS row 53."""
+    weights = folder / "repaired.safetensors"
+    command = arguments("defend", folder, "--weights-out", str(weights))
+    CGDConfig(
+        suspicious_epochs=1, epochs=1, allow_missing_classes=True, learning_rate=1e30,
+        max_gradient_norm=None, batch_size=16,
+    ).to_yaml(folder / "config.yaml")  # fmt: skip
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert "cgd-wrap: the training has diverged: the " in captured.err
+    assert "repaired" not in captured.out
+    assert not weights.exists()
 
 
 @pytest.mark.parametrize(
@@ -77,8 +92,6 @@ def test_what_the_user_can_mend_is_one_line(folder, change, words, capsys):
     assert "Traceback" not in error
 
 
-# timm's dataset leaves its files open for the garbage collector to close.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("own_test_images", [False, True])
 def test_drill_prints_figures_and_writes_them(folder, capsys, own_test_images):
     file = folder / "new" / "drill.json"

@@ -36,8 +36,8 @@ import cgd_wrap
 from cgd_wrap import CGDGuard
 from cgd_wrap.errors import CacheMismatchError, CGDError, DatasetError
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG, SampleTable
 
 TRIGGERED = torch.arange(SIZE) % 10 == 0
@@ -610,7 +610,7 @@ def test_public_names():
     assert cgd_wrap.__all__ == [
         "BadSampleError", "BalancedSampler", "CGDConfig", "CGDError", "CGDGuard", "CGDLoss",
         "CacheMismatchError", "ClipLoadError", "DatasetError", "EntropyMap", "MissingExtraError",
-        "ScanIncompleteError", "Split", "StoredFileError", "functional",
+        "ScanIncompleteError", "Split", "StoredFileError", "TrainingDivergedError", "functional",
     ]  # fmt: skip
     assert all(hasattr(cgd_wrap, name) for name in cgd_wrap.__all__)
 

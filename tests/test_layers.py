@@ -13,9 +13,9 @@ import cgd_wrap
 ROOT = Path(cgd_wrap.__file__).parent
 # Each room may import from the rooms before it, and from itself.
 LAYERS = (
-    "errors", "randomness", "processes", "files", "functional", "config", "sealed", "data",
-    "models", "clip", "attacks", "scan", "split", "train", "metrics", "report", "adapters", "guard",
-    "drill", "demo", "backdoorbench", "moved", "cgd_wrap", "cli",
+    "escaping", "errors", "randomness", "processes", "files", "functional", "config", "sealed",
+    "data", "models", "clip", "attacks", "scan", "split", "train", "metrics", "report", "adapters",
+    "guard", "drill", "demo", "backdoorbench", "moved", "cgd_wrap", "cli",
 )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
 from cgd_wrap.config.settings import REPAIRED
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import SampleTable
 
 NAMES = ["red", "green", "blue"]

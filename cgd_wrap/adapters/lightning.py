@@ -14,7 +14,6 @@ With ``strategy="ddp"`` Lightning starts the script again for each process. If t
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,8 +22,9 @@ from torch.utils.data import DistributedSampler
 
 from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.adapters.serving import balanced_samplers, is_guarded
-from cgd_wrap.adapters.watching import watcher
+from cgd_wrap.adapters.watching import LossWatch, watcher
 from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.functional import LossTerms
 from cgd_wrap.train.dataset import BalancedView
 from cgd_wrap.train.loss import CGDLoss
@@ -46,7 +46,7 @@ def _callback_classes() -> tuple[Any, ...]:
     return tuple(found)
 
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 class CGDCallback(*_callback_classes()):  # type: ignore[misc]
@@ -59,10 +59,12 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
     - logs ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` at each step, in nats; their sum
       is the loss;
     - logs ``cgd_held_out_accuracy``, in [0, 1], after each epoch;
-    - ends training when the stopping rule says so, and then puts the last accepted weights back.
-
-    From a checkpoint in mid-epoch, Lightning itself goes on with the first batches of that epoch,
-    and warns that it does. Save at the end of epochs to get the same batches again.
+    - ends training when the stopping rule says so, and then puts the last accepted weights back;
+    - warns once if the loss is NaN or infinite;
+    - lets a run that goes on from a checkpoint in mid-epoch draw the samples that were left. (By
+      itself, Lightning goes on with the first batches of the epoch, and warns that it does; the
+      warning can't be kept from here. With several processes, only loaders do so that had a
+      ``DistributedSampler`` when they were guarded, or that are torchdata's.)
 
     Args:
         guard: a guard that has scanned.
@@ -86,6 +88,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         self._loss = loss
         self._seen: LossTerms | None = None
         self._resumed: list[float] | None = None
+        self._watch = LossWatch()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check loaders and loss, and set the epoch that a resumed run goes on with.
@@ -96,13 +99,11 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         loaders = self._guarded_loaders(trainer)
         for loader in loaders:
             _check_order(loader, trainer)
-        if (trainer.max_epochs or 0) > 0:  # otherwise max_steps or a time limit ends the run
-            for stream in _streams(loaders):
-                stream.set_run(trainer.max_epochs)
         self._find_loss(pl_module)
         self._restart(trainer, pl_module)
         stale = [loader for loader in loaders if _runs_ahead(loader, trainer.current_epoch)]
         self._set_epoch(trainer)
+        stale += _go_on_in_mid_epoch(trainer, loaders)
         if stale:
             iter(trainer.fit_loop._data_fetcher)  # as Lightning does at the start of an epoch
 
@@ -119,6 +120,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         if terms is None or terms is self._seen:
             return
         self._seen = terms
+        self._watch.see(trainer.global_step, terms.total)
         values: dict[str, Any] = {f"cgd_{name}": value for name, value in terms._asdict().items()}
         if loss.untagged_batches:
             values["cgd_untagged_batches"] = float(loss.untagged_batches)
@@ -126,6 +128,7 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure held-out accuracy, and end training if the stopping rule says so."""
+        self._watch.look()
         if self.stopping is None:
             return
         model = self._model(pl_module)
@@ -182,7 +185,10 @@ class CGDCallback(*_callback_classes()):  # type: ignore[misc]
         return self.guard.model if own and trained.issuperset(own) else module
 
     def _set_epoch(self, trainer: Any) -> None:
-        for stream in _streams(self._guarded_loaders(trainer)):
+        for stream in _streams(self._guarded_loaders(trainer)):  # a module may make them anew
+            run = max(trainer.max_epochs or 0, 0) or None  # max_steps or a time limit may end it
+            if run and stream.epochs.run != run:
+                stream.set_run(run)
             stream.set_epoch(trainer.current_epoch)
 
 
@@ -206,15 +212,37 @@ def _streams(loaders: list[Any]) -> Iterator[BalancedSampler | BalancedView]:
 
 
 def _runs_ahead(loader: Any, epoch: int) -> bool:
-    """Whether a loader's workers have begun to load another epoch than ``epoch``.
+    """Whether a loader has begun another epoch than ``epoch``.
 
-    They may have, as the Trainer sets the epoch only after the workers have started.
+    Workers may have, as the Trainer sets the epoch only after the workers have started. A stateful
+    loader that was saved after the last batch of an epoch has begun that epoch's empty rest.
     """
     if not loader.num_workers:
-        return False
+        stateful = hasattr(loader, "load_state_dict")
+        return stateful and any(s.place.now()[0] != epoch for s in balanced_samplers(loader))
     if isinstance(loader.dataset, BalancedView):
         return epoch > 0
     return any(sampler.epoch != epoch + 1 for sampler in balanced_samplers(loader))
+
+
+def _go_on_in_mid_epoch(trainer: Any, loaders: list[Any]) -> list[Any]:
+    """Let the guard's samplers start after the batches that a checkpoint in mid-epoch has seen.
+
+    Loaders with a state of their own are restored by the Trainer. Returns the loaders whose workers
+    have to begin anew.
+    """
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    if not trainer.fit_loop.restarting or not 0 < done < trainer.num_training_batches:
+        return []
+    moved = []
+    for loader in loaders:
+        sampler = loader.sampler
+        if isinstance(sampler, BalancedSampler) and not hasattr(loader, "load_state_dict"):
+            position = done * loader.batch_sampler.batch_size
+            state = {"epoch": trainer.current_epoch, "position": position}
+            sampler.load_state_dict(sampler.state_dict() | state)
+            moved.append(loader)
+    return [loader for loader in moved if loader.num_workers]
 
 
 def _check_order(loader: Any, trainer: Any) -> None:

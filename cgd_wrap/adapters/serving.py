@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from cgd_wrap.adapters.guarded import Guarded
+from cgd_wrap.escaping import brief
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
 from cgd_wrap.train.sampler import BalancedSampler
@@ -65,8 +66,7 @@ def check_collation(loader: Any, guard: Guarded, label_key: str) -> None:
             batch = loader.collate_fn(samples)
         except Exception as error:
             raise ValueError(
-                f"the collate function fails on tagged labels ({type(error).__name__}: {error}). "
-                f"{cure}"
+                f"the collate function fails on tagged labels ({brief(error)}). {cure}"
             ) from error
     labels = batch.get(label_key) if isinstance(batch, Mapping) else None
     if labels is None:

@@ -26,6 +26,7 @@ from timm.data.mixup import FastCollateMixup
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, SoftTargetCrossEntropy
 
 from cgd_wrap.adapters.guarded import Guarded
+from cgd_wrap.adapters.watching import CountingWatch
 from cgd_wrap.data.class_names import find_class_names
 from cgd_wrap.train.loss import CGDLoss, Criterion
 
@@ -128,7 +129,8 @@ def protect(
     """Rebuild a loader of timm's over the guarded samples, and wrap the criterion.
 
     This is :meth:`CGDGuard.protect` for loaders of ``create_loader``, with or without prefetcher.
-    Normalisation, random erasing and every option of the loader stay.
+    Normalisation, random erasing and every option of the loader stay. A loss that is NaN or
+    infinite is said once.
 
     Args:
         guard: a guard of the loader's dataset, which has scanned.
@@ -155,6 +157,7 @@ def protect(
             f"own, which a guarded run needs: run train.py {cure}"
         )
     guarded, loss = guard.protect(inner, criterion, epochs=epochs)
+    loss.register_forward_hook(CountingWatch())
     if inner is loader:
         return guarded, loss
     outer = copy.copy(loader)

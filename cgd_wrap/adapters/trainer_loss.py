@@ -23,9 +23,17 @@ class TrainerLoss:
 
     Args:
         loss: the guarded loss, from :meth:`CGDGuard.loss`.
+
+    Raises:
+        ValueError: the loss is a sum over samples.
     """
 
     def __init__(self, loss: CGDLoss) -> None:
+        if loss.reduction != "mean":
+            raise ValueError(
+                f'a criterion with reduction="{loss.reduction}" can\'t be used in a Trainer, which '
+                'takes the mean over the samples of a step itself: pass one with reduction="mean"'
+            )
         self.loss = loss
         self._sums: Tensor | None = None
 
@@ -64,6 +72,11 @@ class TrainerLoss:
             self._sums = part if self._sums is None else self._sums + part
         scaled: Tensor = loss * scale
         return scaled
+
+    @property
+    def sum(self) -> Float[Tensor, ""] | None:
+        """The loss summed up since the last :meth:`take_sums`, if any."""
+        return None if self._sums is None else self._sums.sum()
 
     def take_sums(self) -> Float[Tensor, "3"] | None:
         """Sums of the loss' parts (clean, guidance, unlearning) since the last call, if any."""

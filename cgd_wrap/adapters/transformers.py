@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cgd_wrap.adapters.guarded import Guarded
 from cgd_wrap.adapters.serving import balanced_samplers, check_collation, is_guarded
 from cgd_wrap.adapters.trainer_loss import TrainerLoss
-from cgd_wrap.adapters.watching import watcher
+from cgd_wrap.adapters.watching import LossWatch, watcher
 from cgd_wrap.data.layout import check_map_style
 from cgd_wrap.errors import MissingExtraError
 from cgd_wrap.processes import is_distributed
@@ -92,7 +92,8 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
     - adds ``cgd_clean``, ``cgd_guidance`` and ``cgd_unlearning`` to the training logs, in nats;
       their sum is the loss;
     - logs ``cgd_held_out_accuracy``, in [0, 1], after each epoch;
-    - ends training when the stopping rule says so, and then puts the last accepted weights back.
+    - ends training when the stopping rule says so, and then puts the last accepted weights back;
+    - warns once if the loss is NaN or infinite.
 
     Args:
         guard: a guard that has scanned.
@@ -117,6 +118,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
         self.guard, self.loss, self.sampler = guard, loss, sampler
         self.stopping, self.log = stopping, log
         self._epoch = self._logged_step = 0
+        self._watch = LossWatch()
 
     def on_train_begin(
         self,
@@ -134,6 +136,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
         self._epoch = state.global_step // max(1, -(-batches // steps))
         self._logged_step = state.global_step
         self.loss.take_sums()
+        self._watch = LossWatch()
         if self.stopping is not None:
             history = [log[ACCURACY] for log in state.log_history if ACCURACY in log]
             self.stopping = self.stopping.resumed(history, model)
@@ -143,6 +146,11 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
         """Set the sampler's epoch, which some versions don't do while batches are skipped."""
         self.sampler.set_epoch(self._epoch)
         self._epoch += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Look at the loss' numbers."""
+        if (loss := self.loss.sum) is not None:
+            self._watch.see(state.global_step, loss)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any
@@ -165,6 +173,7 @@ class CGDCallback(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: Any = None, **others: Any
     ) -> None:
         """Measure held-out accuracy, and end training if the stopping rule says so."""
+        self._watch.look()
         if self.stopping is None:
             return
         if self.stopping.step(model):

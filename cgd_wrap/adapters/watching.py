@@ -1,14 +1,21 @@
-"""The stopping rule in a training loop that the host owns, if the rule can watch there."""
+"""What watches a training loop that the host owns: the stopping rule, and the loss' numbers."""
 
 from __future__ import annotations
 
-import logging
+import math
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from cgd_wrap.adapters.guarded import Guarded
+from cgd_wrap.escaping import escaped_logger
+from cgd_wrap.models.finite import LOOK_EVERY, FirstBadStep
 from cgd_wrap.randomness import kept_rng
+from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | None:
@@ -44,3 +51,49 @@ def watcher(guard: Guarded, tolerance: float | None) -> CleanAccuracyStopping | 
         logger.warning("Held-out accuracy can't be measured: %s.", error)
         return None
     return stopping
+
+
+class LossWatch:
+    """Warns once, with the step, when a guarded loss is NaN or infinite; the host goes on.
+
+    On a GPU the loss is looked at every ``LOOK_EVERY`` steps only, as each look waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._bad: FirstBadStep | None = None
+        self._warned = False
+
+    def see(self, step: int, loss: Float[Tensor, ""]) -> None:
+        """Take in the loss of a step of the host's."""
+        if self._warned:
+            return
+        if self._bad is None:
+            self._bad = FirstBadStep({"loss": math.inf}, loss.device)
+        self._bad.see(step, loss)
+        if loss.device.type == "cpu" or step % LOOK_EVERY == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Warn if a loss was bad so far, such as at the end of an epoch."""
+        found = self._bad.look() if self._bad and not self._warned else None
+        if found is not None:
+            self._warned = True
+            logger.warning(
+                "The guarded loss is NaN or infinite since step %d: the training has diverged, and "
+                "its weights repair nothing. Try a lower learning rate, or clip the gradient.",
+                found[1],
+            )
+
+
+class CountingWatch(LossWatch):
+    """A :class:`LossWatch` as a forward hook of a guarded loss, for loops without callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = 0
+
+    def __call__(self, loss: CGDLoss, inputs: Any, output: Float[Tensor, ""]) -> None:
+        """Take in a loss that is trained on."""
+        if loss.training and output.requires_grad:
+            self._steps += 1
+            self.see(self._steps, output)

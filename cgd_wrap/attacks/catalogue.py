@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -55,7 +56,11 @@ def attack_of(name: str, **parameters: Any) -> Attack:
     """
     make = ATTACKS.get(_OTHER_NAMES.get(name, name))
     if make is None:
-        raise ValueError(f"there is no attack {name!r}; known are {', '.join(sorted(ATTACKS))}.")
+        close = difflib.get_close_matches(name, ATTACKS, n=1)
+        raise ValueError(
+            f"there is no attack {name!r}{f', perhaps {close[0]!r}' if close else ''}; known are "
+            f"{', '.join(sorted(ATTACKS))}."
+        )
     known = [part.name for part in fields(make) if part.init]  # type: ignore[arg-type]
     unknown = sorted(set(parameters) - set(known))
     if unknown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +18,9 @@ from cgd_wrap.attacks.poisoning import Attack
 from cgd_wrap.attacks.raw import Images
 from cgd_wrap.attacks.surrogate import Material, as_planes
 from cgd_wrap.errors import CGDError
+from cgd_wrap.escaping import escaped_logger
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 _EXPERT_STREAM = 105
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,9 +16,10 @@ from tqdm import tqdm
 
 from cgd_wrap.attacks.choosing import shuffled
 from cgd_wrap.attacks.raw import Images, pixels, quiet
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import logits_of
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 _SAMPLE_STREAM = 102
 Normalise = Callable[[Tensor], Tensor]

@@ -126,8 +126,8 @@ def _tiny(data_set: str, folder: Path, part: int) -> tuple[list[str], list[int]]
     for label, wnid in enumerate(known_classes(data_set).keys):
         if not (root / wnid).is_dir():
             raise FileNotFoundError(
-                f"no folder {root / wnid}: Tiny-ImageNet needs one per class, in val, too, as "
-                "BackdoorBench's own download arranges it"
+                f"no folder {str(root / wnid)!r}: Tiny-ImageNet needs one per class, in val, too, "
+                "as BackdoorBench's own download arranges it"
             )
         for above, _, files in sorted(os.walk(root / wnid)):
             pictures = [name for name in sorted(files) if name.lower().endswith((".jpeg", ".jpg"))]

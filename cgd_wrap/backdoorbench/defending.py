@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from cgd_wrap.backdoorbench.samples import (
 from cgd_wrap.backdoorbench.writing import write_defense_result, write_history
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.known_classes import known_classes
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import write_json
 from cgd_wrap.guard import DEFAULT_CLIP, CGDGuard
 from cgd_wrap.metrics import DetectionFigures, detection_figures
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cgd_wrap.clip.several import Clips
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 METHOD = "cgd"
 
@@ -108,6 +108,7 @@ def defend_folder(
         UnsafeFileError: a file would have to run code to be read.
         AttackResultError: the result is incomplete, or doesn't fit the data.
         MissingExtraError: the extra ``report`` is not installed.
+        TrainingDivergedError: the repair has diverged; no result is written.
     """
     from accelerate import Accelerator
 
@@ -138,7 +139,7 @@ def defend_folder(
     if accelerator.is_main_process:
         files |= write_awc(result.folder / FOLDER, guard, train)
     with seeded(config.seed):  # BackdoorBench's augmentation draws from the global stream
-        guard.fit(on_epoch=epochs)
+        guard.fit(on_epoch=epochs, resume=False)  # the rows of earlier epochs would be missing
     found = detection_figures(guard.entropy_map, guard.split, train.is_poisoned)
     defence = Defence(before, bench.measure(model), found, files, guard)
     logger.info("Repaired: %s.", in_words(defence.after))

@@ -8,7 +8,7 @@ from torch import nn
 
 from cgd_wrap.backdoorbench.measuring import BenchData
 from cgd_wrap.backdoorbench.writing import write_tensors
-from cgd_wrap.train.fit import EpochRecord
+from cgd_wrap.train.epochs import EpochRecord
 
 
 class EpochRows:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cgd_wrap.backdoorbench.preact_resnet import preact_resnet18
+from cgd_wrap.escaping import brief
 
 VIT_SIZE = 224  # pixels; BackdoorBench puts a resize before its vision transformers
 
@@ -52,6 +53,7 @@ def with_weights(network: nn.Module, weights: Mapping[str, Tensor], model_name: 
     try:
         network.load_state_dict(dict(weights))
     except RuntimeError as error:
-        first = str(error)[:300]
-        raise ValueError(f"these are not the weights of a {model_name}: {first} ...") from error
+        raise ValueError(
+            f"these are not the weights of {model_name!r}: {brief(error)} ..."
+        ) from error
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -75,8 +76,8 @@ class AttackResult:
             if found.is_dir() and found.is_relative_to(root):
                 return found
         raise FileNotFoundError(
-            f"the clean data of this result is not at {self.data_path!r} below {root}: pass the "
-            f"folder that holds {self.data_set!r}"
+            f"the clean data of this result is not at {self.data_path!r} below "
+            f"{str(root)!r}: pass the folder that holds {self.data_set!r}"
         )
 
     def _root(self) -> Path:
@@ -101,11 +102,24 @@ def read_attack_result(path: str | Path) -> AttackResult:
     file = path if path.suffix == ".pt" else path / FILE_NAME
     raw = load_result_file(file)
     _check_layout(file, raw)
+    try:
+        return _attack_result(file, raw)
+    except AttackResultError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise AttackResultError(
+            f"{file} can't be used: what it holds is not laid out as BackdoorBench writes it "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _attack_result(file: Path, raw: Mapping[str, Any]) -> AttackResult:
     faults: list[str] = []
     weights = _weights(raw["model"], faults)
     size = [int(n) for n in raw["img_size"] if isinstance(n, (int, np.integer))]
     if len(size) < 2 or min(size) < 1:
-        faults.append(f"img_size: expected (height, width, channels), got {raw['img_size']!r}")
+        got = reprlib.repr(raw["img_size"])
+        faults.append(f"img_size: expected (height, width, channels), got {got}")
     sets: dict[str, StoredSamples | None] = {}
     for name in ("bd_train", "bd_test"):
         sets[name] = read_stored(raw[name], name, file.parent, raw["num_classes"], faults)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cgd_wrap.backdoorbench.errors import UnsafeFileError
+from cgd_wrap.models.safe_loading import load_weights_only
 
 try:
     from numpy._core import multiarray
@@ -45,10 +46,9 @@ def load_result_file(path: Path) -> dict[str, Any]:
             says what.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no BackdoorBench result at {path}")
+        raise FileNotFoundError(f"no BackdoorBench result at {str(path)!r}")
     try:
-        with torch.serialization.safe_globals(allowed_globals()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_weights_only(path, allowed_globals())
     except Exception as error:
         raise UnsafeFileError(f"{path} is refused: {_reason(path, error)}") from error
     if not isinstance(loaded, dict):

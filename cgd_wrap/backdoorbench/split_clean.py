@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from torch.utils.data import Dataset
 from cgd_wrap.backdoorbench.awc import CLEAN_INDICES, FOLDER
 from cgd_wrap.backdoorbench.errors import AttackResultError
 from cgd_wrap.backdoorbench.safe_reading import allowed_globals
+from cgd_wrap.escaping import escaped_logger
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 class CleanSplit(Dataset[tuple[Any, int]]):
@@ -64,13 +64,16 @@ def read_clean_indices(
     path = Path(result_folder) / FOLDER / CLEAN_INDICES
     if not path.is_file():
         raise FileNotFoundError(
-            f"no clean split at {path}: run the CGD defence on this result first "
+            f"no clean split at {str(path)!r}: run the CGD defence on this result first "
             "(defense/cgd.py, or cgd-wrap defend --backdoorbench)"
         )
-    indices = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        indices = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        indices = None
     plain = isinstance(indices, list) and all(type(i) is int and i >= 0 for i in indices)
     if not plain or not indices:
-        raise ValueError(f"{path} must hold a list of indices")
+        raise ValueError(f"{str(path)!r} must hold a list of indices")
     if max_size is None:
         return list(indices)
     if max_size < 1:

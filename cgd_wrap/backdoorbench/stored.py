@@ -124,11 +124,12 @@ def _image(path: str, base: PurePosixPath, folder: Path, root: Path) -> str:
     found = folder.joinpath(*parts)
     real = found.resolve()
     if not real.is_relative_to(root):
-        raise ValueError(f"name an image outside of {folder}")
+        raise ValueError(f"name an image outside of {str(folder)!r}")
     if not real.is_file():
         raise ValueError("lack their image (was the whole record folder copied?)")
     return str(found)
 
 
 def _posix(path: Any) -> str:
-    return str(path).replace("\\", "/")
+    # An attacker's value may be a list of lists without end: it isn't put into words.
+    return path.replace("\\", "/") if isinstance(path, str) else ""

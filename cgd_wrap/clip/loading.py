@@ -13,9 +13,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights, brief
+from cgd_wrap.clip.hub_text import checked_text_tower, hub_tokenizer
+from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights
 from cgd_wrap.data.pixels import to_rgb
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.escaping import brief
+from cgd_wrap.models.safe_loading import no_pickled_code, refuse_compressed
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,15 @@ def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tu
     """Build a CLIP model, frozen and in eval mode, and its evaluation transform.
 
     Raises:
-        ClipLoadError: the file doesn't hold this architecture's weights.
+        ClipLoadError: the file doesn't hold this architecture's weights, or would need code of its
+            own to be read.
     """
     import open_clip
 
     try:
-        with _undisturbed():
+        for file in weights.pickled:
+            refuse_compressed(file)
+        with _undisturbed(), checked_text_tower(weights.hub_text) as text:
             model, transform = open_clip.create_model_from_pretrained(
                 weights.name,
                 pretrained=weights.checkpoint,
@@ -55,7 +61,10 @@ def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tu
                 force_quick_gelu=weights.quick_gelu,
                 weights_only=True,
                 **weights.image_options,
+                **text,
             )
+    except ClipLoadError:
+        raise
     except Exception as error:
         where = weights.checkpoint or weights.name
         raise ClipLoadError(
@@ -74,15 +83,15 @@ def load_tokenizer(weights: ClipWeights) -> Any:
             need code of their own.
     """
     import open_clip
-    from open_clip.tokenizer import HFTokenizer
 
     try:
         with _undisturbed():
             if weights.hub_tokenizer is None:
                 return open_clip.get_tokenizer(weights.tokenizer)
             # Not by get_tokenizer, which would read a repository's configuration again, unchecked.
-            # Without the last argument, transformers asks on the terminal whether code may run.
-            return HFTokenizer(**weights.hub_tokenizer, trust_remote_code=False)
+            return hub_tokenizer(weights.hub_tokenizer)
+    except ClipLoadError:
+        raise
     except Exception as error:
         raise ClipLoadError(
             f"the tokenizer of CLIP model {weights.tokenizer!r} cannot be loaded: "
@@ -98,7 +107,7 @@ def _undisturbed() -> Iterator[None]:
     root, silent = logging.getLogger(), logging.NullHandler()
     root.addHandler(silent)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_pickled_code():
             yield
     finally:
         root.removeHandler(silent)

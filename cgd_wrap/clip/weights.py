@@ -10,6 +10,7 @@ from typing import Any
 
 from cgd_wrap.clip.configuration import FILE, read_configuration
 from cgd_wrap.errors import ClipLoadError
+from cgd_wrap.escaping import brief
 
 HUB, DIR = "hf-hub:", "local-dir:"
 CONTEXT_LENGTH = 77  # tokens, where a configuration says nothing: open_clip's default
@@ -30,6 +31,8 @@ class ClipWeights:
         tokenizer: open_clip model name that open_clip's own tokenizer is looked up by.
         hub_tokenizer: arguments of a tokenizer of transformers, from the checked configuration;
             None where the tokenizer is open_clip's own.
+        hub_text: the checked ``text_cfg`` whose text tower is one of transformers; None where the
+            text tower is open_clip's own.
         quick_gelu: whether the weights were trained with QuickGELU although the architecture's
             configuration doesn't say so.
         image_options: mean, std, interpolation and resize mode that the weights were trained with.
@@ -40,9 +43,17 @@ class ClipWeights:
     checkpoint: str | None
     tokenizer: str
     hub_tokenizer: Mapping[str, Any] | None = None
+    hub_text: Mapping[str, Any] | None = None
     quick_gelu: bool = False
     image_options: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
+
+    @property
+    def pickled(self) -> list[Path]:
+        """Files of pickled weights, one of which open_clip may read."""
+        folder = Path(self.name.removeprefix(DIR))
+        files = [Path(self.checkpoint)] if self.checkpoint else _weight_files(folder)
+        return [file for file in files if file.suffix != ".safetensors"]
 
 
 def locate(source: str, revision: str | None = None) -> ClipWeights:
@@ -70,12 +81,6 @@ def locate(source: str, revision: str | None = None) -> ClipWeights:
     return _from_architecture(source)
 
 
-def brief(error: Exception) -> str:
-    """Shorten an error to one line, to quote inside another error."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}".rstrip(".: ")
-
-
 def _from_architecture(source: str) -> ClipWeights:
     import open_clip
 
@@ -88,7 +93,8 @@ def _from_architecture(source: str) -> ClipWeights:
             + f". Expected 'architecture/pretrained-tag', 'architecture/checkpoint-file', "
             f"'{HUB}org/repo' or '{DIR}folder'"
         )
-    hub_tokenizer = _hub_tokenizer(open_clip.get_model_config(name))
+    configuration = open_clip.get_model_config(name)
+    hub = (_hub_tokenizer(configuration), _hub_text(configuration))
     options = open_clip.get_pretrained_cfg(name, rest)
     if options:
         checkpoint = _download_tag(source, name, options)
@@ -96,7 +102,7 @@ def _from_architecture(source: str) -> ClipWeights:
             name,
             str(checkpoint),
             name,
-            hub_tokenizer,
+            *hub,
             quick_gelu=bool(options.get("quick_gelu", False)),
             image_options={
                 f"image_{key}": options[key]
@@ -106,7 +112,7 @@ def _from_architecture(source: str) -> ClipWeights:
         )
     path = Path(rest).expanduser()
     if rest and path.is_file():
-        return ClipWeights(name, str(path), name, hub_tokenizer)
+        return ClipWeights(name, str(path), name, *hub)
     raise ClipLoadError(_no_such_weights(source, name, rest))
 
 
@@ -163,8 +169,7 @@ def _from_hub(repo: str, revision: str | None) -> ClipWeights:
 
 
 def _from_folder(folder: Path, *, from_hub: bool = False) -> ClipWeights:
-    weights = [p for p in folder.glob("*") if p.suffix in {".safetensors", ".bin", ".pth"}]
-    missing = [] if weights else ["open_clip_model.safetensors"]
+    missing = [] if _weight_files(folder) else ["open_clip_model.safetensors"]
     if not (folder / FILE).is_file():
         missing.append(FILE)
     if missing:
@@ -172,11 +177,29 @@ def _from_folder(folder: Path, *, from_hub: bool = False) -> ClipWeights:
             f"no CLIP model in folder {str(folder.absolute())!r}: {' and '.join(missing)} not "
             "found. Expected the layout that open_clip's push_to_hf_hub writes"
         )
-    tokenizer = _hub_tokenizer(read_configuration(folder))
+    configuration = read_configuration(folder)
+    tokenizer = _hub_tokenizer(configuration)
     # A hub repository without tokenizer files means the tokenizer of the name that it gives.
     if tokenizer and not (from_hub and not (folder / "tokenizer_config.json").is_file()):
         tokenizer["tokenizer_name"] = str(folder)
-    return ClipWeights(f"{DIR}{folder}", None, f"{DIR}{folder}", tokenizer)
+    name = f"{DIR}{folder}"
+    return ClipWeights(name, None, name, tokenizer, _hub_text(configuration))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files of weights in a CLIP folder; what is no file, such as a pipe, would never end."""
+    suffixes = {".safetensors", ".bin", ".pth"}
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in suffixes]
+    strange = [path.name for path in found if path.exists() and not path.is_file()]
+    if strange:
+        raise ClipLoadError(f"{folder} holds {strange}, which are no files: remove them")
+    return found
+
+
+def _hub_text(configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Text configuration of a CLIP whose text tower is one of transformers; None for others."""
+    text = configuration["text_cfg"]
+    return dict(text) if text.get("hf_model_name") else None
 
 
 def _hub_tokenizer(configuration: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from cgd_wrap.config.setting import (
 _POSITIVE = number(0, float("inf"), above=True, below=True)
 _AT_LEAST_0 = number(0, float("inf"), below=True)
 _WEIGHT = number(0, float("inf"), below=True, optional=True)
+_GROWTH = number(1, float("inf"), below=True, optional=True)
 _SHARE, _OPTIONAL_SHARE = number(0, 1), number(0, 1, optional=True)
 CODE = "reference code"
 
@@ -118,6 +119,9 @@ class CGDConfig:
         all samples, are drawn up to five times an epoch. Fewer draws taught too little: of
         low-frequency triggers at 1%, on real CIFAR-10, 6.0% attack success were left without and
         2.3% with it.""")
+    max_epoch_growth: float | None = setting(2.0, SAMPLES, _GROWTH, paper=None,
+        text="""How many times as long an epoch may become by filling up small classes. Beyond that
+        the loss weighs their draws up. None fills all classes up, however long it becomes.""")
     keep_mixed: bool = setting(True, SAMPLES, flag(), paper=True,
         text="Whether batches hold mixed samples. These carry no loss, but BatchNorm sees them.")
     # --- what is read and scored ---
@@ -151,7 +155,7 @@ class CGDConfig:
         text="""Samples a step of the suspicious model, over all processes. Small data sets get
         smaller batches, so that an epoch has 16 steps.""")
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
-        text="Share of the clean split that is kept out of training, for the stopping rule.")
+        text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---
     tolerance: float | None = setting(
         None, FIT, number(0, float("inf"), above=True, below=True, optional=True), paper=1.0,
@@ -186,14 +190,17 @@ class CGDConfig:
     max_bad_fraction: float = setting(1e-3, SCAN, _SHARE,
         text="""With on_bad_sample="record", the scan stops when more than this share of the samples
         can't be read.""")
+    sample_timeout: float = setting(120.0, SCAN, _POSITIVE,
+        text="""Seconds after which a sample that hangs is given up, and its worker replaced; so
+        the guard must have workers (num_workers).""")
     allow_missing_classes: bool = setting(False, SPLIT, flag(),
         text="Whether a class without any clean sample is a warning instead of an error.")
     strict: bool = setting(False, LOSS, flag(),
-        text="""Whether an untagged batch in training is an error instead of a warning, given
-        once.""")
+        text="""Whether an untagged batch in training, and a sampler that another tool has put in
+        place of the guard's, are errors instead of warnings, given once.""")
     scan_batch_size: int | None = setting(None, SCAN, count(optional=True),
-        text="""Samples a forward pass of the scan. None means 128 on a CPU, and on a GPU 512,
-        halved as long as memory runs out.""")
+        text="""Samples a forward pass of the scan, halved as long as memory runs out. None means
+        128 on a CPU, and 512 on a GPU.""")
     scan_timeout: float = setting(1800.0, SCAN, _POSITIVE,
         text="Seconds that a process waits for the others' units while none of these comes in.")
     seed: int = setting(0, EVERYWHERE, whole(), text="Seed of every random choice of the library.")
@@ -268,8 +275,7 @@ class CGDConfig:
         host, and named in the log.
 
         Raises:
-            ValueError: for unknown keys, and for settings that the reference reads but ignores
-                and that we can't honour.
+            ValueError: unknown keys, or settings of the reference that we can't honour.
         """
         if reading.is_reference(values):
             return cls.paper(**reading.from_reference(values, SETTINGS))
@@ -277,8 +283,9 @@ class CGDConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CGDConfig:
-        """Read a YAML file by :meth:`from_dict`."""
-        return cls.from_dict(reading.read_yaml(Path(path)))
+        """Read a YAML file by :meth:`from_dict`; a ValueError says what is wrong with it."""
+        with reading.faults_named(Path(path)):
+            return cls.from_dict(reading.read_yaml(Path(path)))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write all settings under our names."""

@@ -56,6 +56,8 @@ def check_class_names(names: Sequence[object]) -> None:
     faults = [f"class {k}: expected text, got {n!r}" for k, n in enumerate(names)
               if not isinstance(n, str)]  # fmt: skip
     texts = [name.strip() if isinstance(name, str) else None for name in names]
+    faults += [f"class {k}: {text!r} isn't Unicode text" for k, text in enumerate(texts)
+               if text and not text.isprintable() and _has_lone_bytes(text)]  # fmt: skip
     faults += [f"class {k} has an empty name" for k, text in enumerate(texts) if text == ""]
     counts = Counter(text for text in texts if text)
     for text, count in counts.items():
@@ -69,6 +71,11 @@ def check_class_names(names: Sequence[object]) -> None:
             "unusable class names: " + "; ".join(faults[:10]) + ("; ..." if faults[10:] else "")
             + ". Pass class_names= with one distinct description per class, in label order"
         )  # fmt: skip
+
+
+def _has_lone_bytes(text: str) -> bool:
+    """Whether a text stands for bytes that aren't UTF-8, as old file names do."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _names_in_table(table: Any, layout: SampleLayout | None) -> list[str] | None:

@@ -23,8 +23,9 @@ from cgd_wrap.data.leaves import (
     without_addresses,
 )
 from cgd_wrap.data.modules import is_setting, module_text, plain_modules, settings_of
-from cgd_wrap.data.sources import is_image_transform, is_table, is_timm
+from cgd_wrap.data.sources import is_table, is_timm
 from cgd_wrap.data.tables import describe_frame, describe_table
+from cgd_wrap.data.transforms import is_image_transform
 
 MAX_DEPTH = 60
 MOST_KEYS = 32  # of a mapping whose values get names of their own

@@ -14,32 +14,46 @@ from typing import Any
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.image_files import describe_files, files_of
 from cgd_wrap.data.probes import spread
+from cgd_wrap.data.samples import fatal_probes
 from cgd_wrap.data.sources import readable
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.files import VOLATILE
 from cgd_wrap.randomness import kept_rng
 
 PROBES = 8
 
 
-def dataset_identity(dataset: Any, name: str) -> dict[str, Any]:
+def dataset_identity(
+    dataset: Any,
+    name: str,
+    *,
+    workers: Workers = HERE,
+    known: Mapping[int, BadSampleError] | None = None,
+) -> dict[str, Any]:
     """Describe a dataset by its parts and files, without what reading changes.
 
     Args:
         dataset: any map-style dataset.
         name: what the dataset is called.
+        workers: processes that try the few samples first, which are then read in this process.
+        known: samples that are known to be bad; they aren't read.
 
     Returns:
         JSON values by field. ``volatile`` names the parts that reading changes; ``files``, behind
         the name, stands for sizes and times of all files that are found.
     """
     honest = readable(dataset)
+    # Other samples than all that were read before: some of these may lie in a cache already.
+    before = set(spread(len(dataset), PROBES))
+    others = [i for i in spread(len(dataset), 3 * PROBES) if i not in before][::2]
+    fatal = {**(known or {}), **fatal_probes(dataset, workers, others)}
 
     def read() -> None:
-        # Other samples than all that were read before: some of these may lie in a cache already.
-        before = set(spread(len(dataset), PROBES))
-        for index in [i for i in spread(len(dataset), 3 * PROBES) if i not in before][::2]:
+        for index in others:
             with suppress(Exception):
-                honest[index]
+                if index not in fatal:
+                    honest[index]
 
     found: dict[str, Any] = settled_parts(lambda: parts(dataset, name), read)
     return found | {f"{name} files": describe_files(files_of(dataset))}

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from cgd_wrap.data.label_values import as_class_indices, same_label
 from cgd_wrap.data.layout import LABEL_NAMES, SampleLayout
-from cgd_wrap.data.paths import image_path
-from cgd_wrap.data.pixels import classify_failure
-from cgd_wrap.data.probes import spread
+from cgd_wrap.data.reading import CHUNK, SampleReader
+from cgd_wrap.data.samples import Samples, probes_of
 from cgd_wrap.data.sources import (
     ReaderImages,
+    checked,
     getitem_home,
     held,
     is_concat,
     is_subset,
     is_table,
     is_timm,
-    passthrough,
-    readable,
     untransformed,
 )
+from cgd_wrap.data.transforms import passthrough
+from cgd_wrap.data.workers import HERE, Sample, Workers
 from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.randomness import kept_rng
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "_targets")
 SAMPLE_ATTRIBUTES = ("samples", "_samples", "imgs")
-PROBES = 8
+
+BadSamples = dict[int, BadSampleError]
 
 
 def read_labels(
@@ -42,9 +43,10 @@ def read_labels(
     layout: SampleLayout,
     num_classes: int | None,
     *,
-    num_workers: int = 0,
+    workers: Workers = HERE,
     progress: bool = False,
-    unreadable: int | None = None,
+    fatal: Mapping[int, BadSampleError] | None = None,
+    bad: BadSamples | None = None,
 ) -> Int64[Tensor, " n"]:
     """Read the label of every sample, as the training loop sees it.
 
@@ -55,18 +57,23 @@ def read_labels(
         dataset: any map-style dataset.
         layout: where an item holds its label.
         num_classes: labels must be in [0, num_classes); None checks for negative ones only.
-        num_workers: number of processes that read items, if there is no column to use.
+        workers: the processes that read items, if there is no column to use.
         progress: show a bar while items are read.
-        unreadable: label of samples that cannot be read; None raises an error instead.
+        fatal: samples that must not be read, from :func:`~cgd_wrap.data.samples.fatal_probes`.
+        bad: gets the samples whose label cannot be read; their label is then 0. None raises an
+            error instead.
 
     Raises:
         DatasetError: labels are no class numbers, or there are fewer than 10 samples or 2 classes.
-        BadSampleError: an item cannot be read and ``unreadable`` is None.
+        BadSampleError: an item cannot be read and ``bad`` is None.
     """
+    fatal = fatal or {}
     with kept_rng():
-        values = confirmed_column(dataset, layout)
+        values = confirmed_column(dataset, layout, fatal)
         if values is None:
-            values = _read_items(dataset, layout, num_workers, progress, unreadable)
+            source = _label_source(dataset, layout, fatal)
+            items = Samples(dataset, source, of=_LabelOf(layout))
+            values = _read_items(items, workers, fatal, progress, bad)
     labels = as_class_indices(values, num_classes)
     if len(labels) < 10:
         raise DatasetError(f"expected at least 10 samples to rank, got {len(labels)}")
@@ -78,12 +85,12 @@ def read_labels(
     return labels
 
 
-def confirmed_column(dataset: Any, layout: SampleLayout) -> Any:
+def confirmed_column(dataset: Any, layout: SampleLayout, fatal: Collection[int] = ()) -> Any:
     """Find the labels as one column, if the column agrees with a few items; else None."""
     column = label_column(dataset, layout)
     if column is None or len(column) != len(dataset):
         return None
-    labels = _some_labels(readable(dataset), layout)
+    labels = _some_labels(checked(dataset), layout, fatal)
     if not all(same_label(label, column[index]) for index, label in labels.items()):
         return None
     return column
@@ -146,33 +153,22 @@ def _attribute_labels(holder: Any, target_transform: Any) -> Any:
     return [target_transform(label) for label in plain]
 
 
-class _LabelReader(Dataset[Any]):
-    """Reads labels alone; an error is returned, since not every exception survives a worker."""
+class _LabelOf:
+    """Takes the label from a sample."""
 
-    def __init__(self, source: Any, dataset: Any, layout: SampleLayout) -> None:
-        self.source, self.dataset, self.layout = source, dataset, layout
+    def __init__(self, layout: SampleLayout) -> None:
+        self.layout = layout
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            label = self.layout.label_of(self.source[index])
-            # A tensor would cross the process border as an open file, one per sample.
-            return label.detach().cpu().numpy() if isinstance(label, Tensor) else label
-        except Exception as error:
-            path = image_path(self.dataset, index)
-            bad = BadSampleError(
-                index, classify_failure(error, path), f"{type(error).__name__}: {error}", path
-            )
-            bad.__cause__ = error
-            return bad
+    def __call__(self, sample: Any) -> Any:
+        label = self.layout.label_of(sample)
+        # A tensor would cross the process border as an open file, one per sample.
+        return label.detach().cpu().numpy() if isinstance(label, Tensor) else label
 
 
-def _label_source(dataset: Any, layout: SampleLayout) -> Any:
+def _label_source(dataset: Any, layout: SampleLayout, fatal: Collection[int]) -> Any:
     """Find the form of the dataset that is cheapest to read and gives the same labels."""
-    honest = readable(dataset)
-    expected = _some_labels(honest, layout)
+    honest = checked(dataset)
+    expected = _some_labels(honest, layout, fatal)
     for fill in (None, passthrough):
         try:
             candidate = untransformed(dataset, layout.image, fill)
@@ -184,34 +180,36 @@ def _label_source(dataset: Any, layout: SampleLayout) -> Any:
     return honest
 
 
-def _some_labels(honest: Any, layout: SampleLayout) -> dict[int, Any]:
+def _some_labels(honest: Any, layout: SampleLayout, fatal: Collection[int]) -> dict[int, Any]:
     """Read the labels of a few samples, by index; unreadable samples are left out."""
     found: dict[int, Any] = {}
-    for index in spread(len(honest), PROBES):
-        with suppress(Exception):
-            found[index] = layout.label_of(honest[index])
+    for index in probes_of(honest):
+        if index not in fatal:
+            with suppress(Exception):
+                found[index] = layout.label_of(honest[index])
     return found
 
 
 def _read_items(
-    dataset: Any, layout: SampleLayout, num_workers: int, progress: bool, unreadable: int | None
+    items: Samples,
+    workers: Workers,
+    fatal: Mapping[int, BadSampleError],
+    progress: bool,
+    bad: BadSamples | None,
 ) -> list[Any]:
-    reader = _LabelReader(_label_source(dataset, layout), dataset, layout)
-    loader = DataLoader(
-        reader,
-        batch_size=64,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator().manual_seed(0),
-    )
-    values: list[Any] = []
-    with tqdm(total=len(reader), desc="labels", disable=not progress, delay=2) as bar:
-        for batch in loader:
-            for value in batch:
+    rows = range(len(items))
+    values: list[Any] = [None] * len(items)
+    with tqdm(total=len(items), desc="labels", disable=not progress, delay=2) as bar:
+
+        def take(number: int, samples: list[Sample]) -> None:
+            for index, value in sorted(samples, key=lambda sample: sample[0]):
                 if isinstance(value, BadSampleError):
-                    if unreadable is None:
+                    if bad is None:
                         raise value
-                    value = unreadable
-                values.append(value)
-            bar.update(len(batch))
+                    bad[index], value = value, 0
+                values[index] = value
+            bar.update(len(samples))
+
+        jobs = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        SampleReader(items, workers, fatal).read(jobs, take)
     return values

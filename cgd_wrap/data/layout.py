@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from cgd_wrap.data.paths import image_path
-from cgd_wrap.data.pixels import classify_failure, describe, is_image
-from cgd_wrap.data.probes import spread
-from cgd_wrap.data.sources import is_table, locate, readable
+from cgd_wrap.data.pixels import describe, has_bands, is_image, is_picture
+from cgd_wrap.data.samples import Samples, probes_of
+from cgd_wrap.data.sources import is_table, locate
 from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.randomness import kept_rng
 
@@ -48,20 +47,42 @@ class SampleLayout:
         """
         return _replaced(sample, self.label, _same_kind(sample[self.label], label))
 
-    def with_image(self, sample: Any, image: Any) -> Any:
-        """Copy a sample with another image, in the same structure."""
-        return _replaced(sample, self.image, image)
+    def images_in(self, sample: Any) -> list[int | str]:
+        """Where a sample holds images: its image first, then others, such as the raw image.
+
+        Others count where they can hardly be anything else: PIL images of intensities, and float or
+        byte arrays of 1, 3 or 4 channels. Boxes and masks of class numbers don't count.
+        """
+        keys = list(sample) if isinstance(sample, Mapping) else range(len(sample))
+        own = {self.image, self.label} | {
+            len(sample) + key for key in (self.image, self.label) if isinstance(key, int)
+        }
+        return [self.image, *(k for k in keys if k not in own and is_picture(sample[k]))]
+
+    def with_entries(self, sample: Any, entries: Mapping[int | str, Any]) -> Any:
+        """Copy a sample with other entries, in the same structure."""
+        for key, value in entries.items():
+            sample = _replaced(sample, key, value)
+        return sample
 
 
 def find_layout(
-    dataset: Any, *, image_key: int | str | None = None, label_key: int | str | None = None
+    dataset: Any,
+    *,
+    image_key: int | str | None = None,
+    label_key: int | str | None = None,
+    fatal: Mapping[int, BadSampleError] | None = None,
 ) -> SampleLayout:
     """Find where the items of a map-style dataset hold image and label, from a first item.
+
+    An array or tensor of any number of channels is taken for the image where nothing else is one.
 
     Args:
         dataset: any dataset with ``__getitem__`` and ``__len__``.
         image_key: position or key of the image, where the guess would be wrong.
         label_key: position or key of the label, where the guess would be wrong.
+        fatal: samples that must not be read, from
+            :func:`~cgd_wrap.data.samples.fatal_probes`.
 
     Raises:
         TypeError: the dataset isn't map-style, or its items hold no image.
@@ -69,7 +90,7 @@ def find_layout(
         BadSampleError: of a few samples, none could be read.
     """
     check_map_style(dataset)
-    sample, index = first_readable(dataset)
+    sample, index = first_readable(dataset, fatal)
     if isinstance(sample, Mapping):
         leaf = locate(dataset, index)[0]
         image, label = _keys_in_mapping(sample, leaf, image_key, label_key)
@@ -84,7 +105,7 @@ def find_layout(
         inside = key in sample if isinstance(sample, Mapping) else _is_position(key, sample)
         if not inside:
             raise DatasetError(f"{name}={key!r} is not in sample {index}: {_outline(sample)}")
-    if not is_image(sample[image]):
+    if not _can_be_image(sample[image]):
         raise TypeError(
             f"sample {index}: expected an image at {image!r}, got {describe(sample[image])}. "
             f"The sample holds {_outline(sample)}; pass image_key= and label_key="
@@ -120,24 +141,28 @@ def check_map_style(dataset: Any) -> None:
         raise DatasetError(f"{kind.__name__} holds no samples")
 
 
-def first_readable(dataset: Any) -> tuple[Any, int]:
+def first_readable(
+    dataset: Any, fatal: Mapping[int, BadSampleError] | None = None
+) -> tuple[Any, int]:
     """Find a sample that can be read: the sample, and its index.
+
+    Args:
+        dataset: any map-style dataset.
+        fatal: samples that must not be read.
 
     Raises:
         BadSampleError: of a few samples, none could be read.
     """
     first: BadSampleError | None = None
-    honest = readable(dataset)
+    samples, fatal = Samples(dataset), fatal or {}
     with kept_rng():
-        for index in spread(len(dataset), 8):
+        for index in probes_of(dataset):
             try:
-                return honest[index], index
-            except Exception as error:
-                path = image_path(dataset, index)
-                reason = classify_failure(error, path)
-                bad = BadSampleError(index, reason, f"{type(error).__name__}: {error}", path)
-                bad.__cause__ = error
-                first = first or bad
+                if index in fatal:
+                    raise fatal[index]
+                return samples[index], index
+            except BadSampleError as error:
+                first = first or error
     assert first is not None
     raise first
 
@@ -147,7 +172,10 @@ def _keys_in_sequence(
 ) -> tuple[int | str, int | str]:
     image = image_key
     if image is None:
-        image = next((k for k, value in enumerate(sample) if is_image(value)), None)
+        places = range(len(sample))
+        image = next((k for k in places if is_image(sample[k])), None)
+        if image is None:
+            image = next((k for k in places if has_bands(sample[k])), None)
     if image is None or len(sample) < 2:
         raise TypeError(
             f"sample {index}: expected an image and a label, got {_outline(sample)}. "
@@ -167,13 +195,14 @@ def _keys_in_mapping(
     features = dict(leaf.features) if is_table(leaf) else {}
     if image_key is None:
         # HF's own scripts keep the raw image beside the float tensor that the model is trained on.
-        ready = [k for k, v in sample.items() if is_image(v) and _is_float_tensor(v)]
+        ready = [k for k, v in sample.items() if _can_be_image(v) and _is_float_tensor(v)]
         image_key = _choose("image", ready, IMAGE_NAMES) if ready else None
     if image_key is None:
         typed = [k for k in sample if type(features.get(k)).__name__ == "Image"]
         image_key = _choose("image", typed, IMAGE_NAMES) if typed else None
     if image_key is None:
         images = [k for k, value in sample.items() if is_image(value)]
+        images = images or [k for k, value in sample.items() if has_bands(value)]
         image_key = _choose("image", images, IMAGE_NAMES, sample)
     if label_key is None:
         typed = [k for k in sample if type(features.get(k)).__name__ == "ClassLabel"]
@@ -199,6 +228,10 @@ def _choose(
         + (f" in {_outline(sample)}" if sample else "")
         + f"; pass {what}_key="
     )
+
+
+def _can_be_image(value: object) -> bool:
+    return is_image(value) or has_bands(value)
 
 
 def _is_float_tensor(value: object) -> bool:
@@ -236,7 +269,7 @@ def _replaced(sample: Any, key: int | str, value: Any) -> Any:
 def _same_kind(old: Any, label: int) -> Any:
     if isinstance(old, torch.Tensor):
         shape = tuple(old.shape) if old.numel() == 1 else ()
-        return torch.full(shape, label, dtype=torch.int64)
+        return torch.full(shape, label, dtype=torch.int64, device=old.device)
     if isinstance(old, np.ndarray):
         return np.full(old.shape if old.size == 1 else (), label, dtype=np.int64)
     return np.int64(label) if isinstance(old, np.generic) else int(label)

@@ -26,6 +26,7 @@ def image_path(dataset: Any, index: int) -> str | None:
             if isinstance(entries, Sequence) and len(entries) == len(leaf):
                 return _as_path(entries[index])
         base = held(leaf, "dataset")
+        base = held(leaf, "raw") if base is None else base
         if getitem_home(leaf).startswith("cgd_wrap.") and base is not None:
             indices = held(leaf, "indices")
             return image_path(base, index if indices is None else int(indices[index]))

@@ -2,39 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from cgd_wrap.data.leaves import joined
 from cgd_wrap.data.probes import spread
+from cgd_wrap.data.reading import read_values
+from cgd_wrap.data.workers import HERE, Workers
 from cgd_wrap.errors import BadSampleError
 
 
-def sample_fingerprint(view: Any, count: int = 64) -> str:
+def sample_fingerprint(
+    view: Any,
+    count: int = 64,
+    *,
+    workers: Workers = HERE,
+    known: Mapping[int, BadSampleError] | None = None,
+) -> str:
     """Hash the pixels of evenly spaced samples; an unreadable sample counts by its reason.
 
     Args:
         view: gives PIL images or tensors by index, as ``RawImages`` and ``EvaluatedImages`` do.
         count: number of samples to read.
+        workers: the processes that read.
+        known: samples that are known to be bad; they count by their reason, and aren't read.
 
     Returns:
         32 hexadecimal digits.
     """
     total = blake2b(str(len(view)).encode(), digest_size=16)
-    for index in spread(len(view), count):
-        total.update(pixel_hash(view, index))
+    for found in pixel_hashes(view, spread(len(view), count), workers=workers, known=known):
+        total.update(found)
     return total.hexdigest()
 
 
-def pixel_hash(view: Any, index: int) -> bytes:
-    """Hash the pixels of a view's sample, or the reason why the sample can't be read."""
-    try:
-        return joined("sample", _pixels(view[index]))
-    except BadSampleError as error:
-        return joined("sample", [b"bad", error.reason.encode()])
+def pixel_hashes(
+    view: Any,
+    indices: Sequence[int],
+    *,
+    workers: Workers = HERE,
+    known: Mapping[int, BadSampleError] | None = None,
+) -> list[bytes]:
+    """Hash the pixels of each of some samples, or the reason why the sample can't be read."""
+    return [
+        joined("sample", [b"bad", found.reason.encode()])
+        if isinstance(found, BadSampleError)
+        else found
+        for found in read_values(_Hashed(view), indices, workers, known)
+    ]
+
+
+class _Hashed(Dataset[bytes]):
+    """The hash of each image of a view: much less to send from a worker than the image."""
+
+    def __init__(self, view: Any) -> None:
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> bytes:
+        return joined("sample", _pixels(self.view[index]))
 
 
 def _pixels(image: Image.Image | torch.Tensor) -> list[bytes]:

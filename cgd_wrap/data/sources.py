@@ -9,20 +9,23 @@ from __future__ import annotations
 import bisect
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from cgd_wrap.data.transforms import (
+    SizeChecked,
+    Watched,
+    class_transforms,
+    is_image_transform,
+    may_be_image_transform,
+)
 from cgd_wrap.errors import DatasetError
 
-TRANSFORM_ATTRIBUTES = ("transform", "transforms", "_transform", "_transforms")
-TRANSFORM_ENDINGS = ("_transform", "_transforms")
-# Words in the names of transforms that leave the image alone, or that poison the image: such
-# transforms are kept.
-KEPT_WORDS = {"target", "targets", "label", "labels", "poison", "trigger", "backdoor", "bd"}
 CHILD_ATTRIBUTES = ("dataset", "base", "base_dataset", "data", "ds", "subset", "datasets")
 
 
@@ -69,14 +72,41 @@ def readable(dataset: Any) -> Any:
     return _rebuild(dataset, lambda leaf, direct: ReaderImages(leaf) if is_timm(leaf) else leaf)
 
 
-def untransformed(dataset: Any, image: int | str, fill: object = None) -> Any:
+def checked(dataset: Any) -> Any:
+    """Copy a dataset as :func:`readable` does, with transforms that refuse bombs.
+
+    An image that a resize would blow up beyond all bounds is an error before any transform that
+    the dataset holds gets to see the image.
+    """
+
+    def change(leaf: Any, direct: bool) -> Any:
+        if is_timm(leaf):
+            transform = leaf.transform and SizeChecked(leaf.transform)
+            return ReaderImages(leaf, transform=transform)
+        if is_table(leaf) and leaf.format["type"] == "custom":
+            transform = SizeChecked(leaf.format["format_kwargs"]["transform"])
+            return leaf.with_transform(transform, columns=leaf.format["columns"])
+        return leaf
+
+    def replace(name: str, value: Any) -> Any:
+        known = is_image_transform(name, value) and callable(value)
+        return SizeChecked(value) if known else value
+
+    return _rebuild(dataset, change, replace)
+
+
+def untransformed(
+    dataset: Any, image: int | str, fill: object = None, others: Collection[str] = ()
+) -> Any:
     """Copy a dataset without its image transforms; the dataset itself is left alone.
 
     Args:
         dataset: any map-style dataset; wrappers are followed down to the innermost dataset.
         image: where an item holds its image.
-        fill: replaces each transform: None, or :func:`passthrough` for code that calls its
-            transform without checking for None.
+        fill: replaces each transform: None, or
+            :func:`~cgd_wrap.data.transforms.passthrough` for code that calls its transform
+            without checking for None.
+        others: further attributes that are transforms, which their names don't say.
     """
 
     def change(leaf: Any, direct: bool) -> Any:
@@ -88,14 +118,25 @@ def untransformed(dataset: Any, image: int | str, fill: object = None) -> Any:
             return TableImages(leaf, image) if direct else leaf.with_format(None)
         return leaf
 
-    return _rebuild(dataset, change, strip=True, fill=fill)
+    def replace(name: str, value: Any) -> Any:
+        stripped = name in others or is_image_transform(name, value)
+        return fill if stripped and value is not None else value
+
+    return _rebuild(dataset, change, replace)
 
 
-def passthrough(*args: Any, **kwargs: Any) -> Any:
-    """Return the arguments unchanged, as a transform of any calling convention would be called."""
-    if kwargs:
-        return kwargs
-    return args[0] if len(args) == 1 else args
+def watched(dataset: Any, seen: defaultdict[str, list[bool]]) -> Any:
+    """Copy a dataset so that each callable it holds notes under its name what it makes of images.
+
+    Args:
+        dataset: any map-style dataset.
+        seen: gets an entry for each call on an image: whether the result is an image of floats.
+    """
+
+    def replace(name: str, value: Any) -> Any:
+        return Watched(value, name, seen) if may_be_image_transform(name, value) else value
+
+    return _rebuild(dataset, lambda leaf, direct: leaf, replace)
 
 
 def image_column(table: Any, image: int | str) -> str:
@@ -172,13 +213,20 @@ def _decoded(source: Any) -> Image.Image:
 def _rebuild(
     dataset: Any,
     change: Callable[[Any, bool], Any],
+    replace: Callable[[str, Any], Any] = lambda name, value: value,
     *,
-    strip: bool = False,
-    fill: object = None,
     direct: bool = True,
     above: frozenset[int] = frozenset(),
 ) -> Any:
-    """Copy a dataset and the wrappers around the parts that change; the rest is shared."""
+    """Copy a dataset and the wrappers around the parts that change; the rest is shared.
+
+    Args:
+        dataset: any dataset.
+        change: gets each innermost dataset, and whether the items are exactly its own.
+        replace: gets name and value of each attribute that is no dataset.
+        direct: whether the items of the outermost dataset are exactly this dataset's.
+        above: the datasets around this one.
+    """
     if id(dataset) in above:
         return dataset
     replaced = change(dataset, direct)
@@ -190,37 +238,29 @@ def _rebuild(
     path = above | {id(dataset)}
 
     def follow(child: Any) -> Any:
-        return _rebuild(child, change, strip=strip, fill=fill, direct=below, above=path)
+        return _rebuild(child, change, replace, direct=below, above=path)
 
     updates: dict[str, Any] = {}
     for name, value in attributes.items():
-        if strip and is_image_transform(name, value):
-            new = fill if value is not None else None
-        elif _is_child(name, value):
+        if _is_child(name, value):
             new = follow(value)
         elif isinstance(value, (list, tuple)) and value and _is_child(name, value[0]):
             children = [follow(child) for child in value]
             same = all(a is b for a, b in zip(children, value, strict=True))
             new = value if same else children
         else:
-            continue
+            new = replace(name, value)
         if new is not value:
             updates[name] = new
-    if strip:
-        updates.update(dict.fromkeys(_class_transforms(dataset, attributes), fill))
+    for name in class_transforms(dataset, attributes):
+        value = getattr(dataset, name)
+        if (new := replace(name, value)) is not value:
+            updates[name] = new
     if not updates:
         return dataset
     clone = copy.copy(dataset)
     vars(clone).update(updates)  # not by setattr: a property's setter may change the original
     return clone
-
-
-def is_image_transform(name: str, value: object) -> bool:
-    """Whether an attribute of a dataset is a transform of the image, which raw images don't see."""
-    if name in TRANSFORM_ATTRIBUTES:
-        return True
-    about_image = KEPT_WORDS.isdisjoint(name.lower().split("_"))
-    return name.endswith(TRANSFORM_ENDINGS) and about_image and callable(value)
 
 
 def _is_child(name: str, value: object) -> bool:
@@ -238,14 +278,6 @@ def children_of(dataset: object) -> list[Any]:
         each = value if isinstance(value, (list, tuple)) and value else [value]
         found += each if _is_child(name, each[0]) else []
     return found
-
-
-def _class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
-    """Names of image transforms that are set on the class; an instance attribute can hide them."""
-    names = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
-    values = {name: inspect.getattr_static(type(dataset), name) for name in names}
-    code = {n for n, v in values.items() if inspect.isroutine(v) or inspect.isclass(v)}
-    return {n for n in names - code if callable(values[n]) and is_image_transform(n, values[n])}
 
 
 def held(dataset: object, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from cgd_wrap.data.label_values import as_class_indices, same_label
 from cgd_wrap.data.labels import confirmed_column
 from cgd_wrap.data.layout import SampleLayout
-from cgd_wrap.data.pixel_hashes import pixel_hash
+from cgd_wrap.data.pixel_hashes import pixel_hashes
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.sources import readable
 from cgd_wrap.data.views import RawImages
@@ -50,15 +50,17 @@ class Seen:
     pixels: dict[int, bytes]
 
     @classmethod
-    def of(cls, labels: Int[Tensor, "n"], raw: RawImages) -> Seen:
+    def of(cls, labels: Int[Tensor, "n"], raw: RawImages, bad: Collection[int] = ()) -> Seen:
         """Read the pixels of a few samples.
 
         Args:
             labels: given labels.
             raw: the raw images.
+            bad: samples that can't be read; they aren't looked at.
         """
+        probes = [index for index in spread(len(raw), PROBES) if index not in bad]
         with kept_rng():
-            return cls(labels, {i: pixel_hash(raw, i) for i in spread(len(raw), PROBES)})
+            return cls(labels, dict(zip(probes, pixel_hashes(raw, probes), strict=True)))
 
     def check(
         self,
@@ -106,9 +108,13 @@ class Seen:
 
     def _check_pixels(self, raw: Callable[[], RawImages]) -> None:
         try:
-            view = raw()
-            now = {index: pixel_hash(view, index) for index in self.pixels}
-            again = now if now == self.pixels else {i: pixel_hash(view, i) for i in now}
+            view, probes = raw(), list(self.pixels)
+            now = dict(zip(probes, pixel_hashes(view, probes), strict=True))
+            again = (
+                now
+                if now == self.pixels
+                else dict(zip(probes, pixel_hashes(view, probes), strict=True))
+            )
         except (DatasetError, TypeError):
             return  # a new transform, which can't be left out, hides the raw images
         differing = [index for index, pixels in self.pixels.items() if now[index] != pixels]

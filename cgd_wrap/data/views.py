@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,12 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgd_wrap.data.failures import bad_sample
 from cgd_wrap.data.layout import SampleLayout
-from cgd_wrap.data.paths import image_path
-from cgd_wrap.data.pixels import as_rgb, check_size, classify_failure, describe, is_image
+from cgd_wrap.data.pixels import RESIZED_TO, as_rgb, check_finite, check_size, describe, is_image
 from cgd_wrap.data.probes import spread
-from cgd_wrap.data.sources import passthrough, readable, untransformed
-from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.data.raw_source import raw_source
+from cgd_wrap.data.reading import read_values
+from cgd_wrap.data.samples import Samples
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError, DatasetError, NoImageError
 from cgd_wrap.randomness import kept_rng
 
 
@@ -44,37 +49,44 @@ class RawImages(Dataset[Image.Image]):
         layout: where an item holds its image.
         resized_to: shorter edge, in pixels, that the images will be resized to; images that
             would become too large then are refused.
+        fatal: samples that must not be read to find out what the images are like.
 
     Raises:
-        TypeError: an item holds no image.
+        NoImageError: (on access) an item holds no image.
         DatasetError: the images are normalised, and the normalisation cannot be left out.
-        BadSampleError: (on access) the sample cannot be read.
+        BadSampleError: (on access) the sample cannot be read, or its values are out of range.
     """
 
-    def __init__(self, dataset: Any, layout: SampleLayout, *, resized_to: int = 224) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        layout: SampleLayout,
+        *,
+        resized_to: int = RESIZED_TO,
+        fatal: Collection[int] = (),
+    ) -> None:
         self.dataset, self.layout, self.resized_to = dataset, layout, resized_to
         with kept_rng():
-            self.source = _raw_source(dataset, layout)
+            self.source, self.scales = raw_source(dataset, layout, fatal)
+        self.samples = Samples(dataset, self.source)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Image.Image:
         index = _checked(index, len(self))
-        image = _read(self.source, self.layout, index, self.dataset)
+        image = _image_in(self.samples, self.layout, index)
         if not is_image(image):
-            raise TypeError(
+            raise NoImageError(
                 f"sample {index}: expected an image at {self.layout.image!r}, got {describe(image)}"
             )
         try:
             if isinstance(image, Image.Image):
                 check_size(*image.size, self.resized_to)
-            rgb = as_rgb(image)
+            rgb = as_rgb(image, self.scales)
             check_size(*rgb.size, self.resized_to)
-        except DatasetError as error:
-            raise DatasetError(f"sample {index}: {error}") from error
         except Exception as error:
-            raise _bad_sample(error, index, self.dataset) from error
+            raise bad_sample(error, index, self.dataset) from error
         return rgb
 
 
@@ -110,28 +122,33 @@ class EvaluatedImages(Dataset[Tensor]):
     """The image tensors that the user's dataset gives, as inputs of the user's model.
 
     Raises:
-        TypeError: (on access) the dataset gives no tensor, or tensors without three axes.
-        BadSampleError: (on access) the sample cannot be read.
+        NoImageError: (on access) the dataset gives no tensor.
+        BadSampleError: (on access) the sample cannot be read, or its values aren't all finite.
     """
 
     def __init__(self, dataset: Any, layout: SampleLayout) -> None:
         self.dataset, self.layout = dataset, layout
-        self.source = readable(dataset)
+        self.samples = Samples(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Tensor:
         index = _checked(index, len(self))
-        image = _read(self.source, self.layout, index, self.dataset)
+        image = _image_in(self.samples, self.layout, index)
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(np.ascontiguousarray(image))
         if not isinstance(image, Tensor):
-            raise TypeError(
+            raise NoImageError(
                 f"sample {index}: expected a tensor that the model can take, got "
                 f"{describe(image)}. Pass eval_dataset_view=, the same samples in the same order "
                 "with the transform that the model is evaluated with"
             )
+        try:
+            if image.is_floating_point():
+                check_finite(image)
+        except DatasetError as error:
+            raise bad_sample(error, index, self.dataset) from error
         return image
 
 
@@ -153,21 +170,31 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         return self.view[index], self.labels[index]
 
 
-def check_deterministic(view: Any, argument: str = "eval_dataset_view", count: int = 32) -> None:
+def check_deterministic(
+    view: Any,
+    argument: str = "eval_dataset_view",
+    count: int = 32,
+    *,
+    workers: Workers = HERE,
+    known: Mapping[int, BadSampleError] | None = None,
+) -> None:
     """Refuse a view that gives another image each time that a sample is read.
 
     Args:
         view: anything with length and items that are images or tensors.
         argument: argument of the guard by which the user can give another view.
         count: number of samples to read twice, evenly spaced.
+        workers: the processes that read.
+        known: samples that are known to be bad, and aren't read.
 
     Raises:
         DatasetError: some samples differ when they are read again.
     """
     probes = spread(len(view), count)
     with kept_rng():
-        first = [_content(view, index) for index in probes]
-        second = [_content(view, index) for index in probes]
+        contents = read_values(_Contents(view), [*probes, *probes], workers, known)
+    comparable = [one.reason if isinstance(one, BadSampleError) else one for one in contents]
+    first, second = comparable[: len(probes)], comparable[len(probes) :]
     differing = [i for i, a, b in zip(probes, first, second, strict=True) if a != b]
     if differing:
         raise DatasetError(
@@ -178,17 +205,23 @@ def check_deterministic(view: Any, argument: str = "eval_dataset_view", count: i
         )
 
 
-def _content(view: Any, index: int) -> tuple[object, ...]:
-    try:
-        image = view[index]
-    except BadSampleError as error:
-        return (error.reason,)
-    if isinstance(image, Image.Image):
-        return image.mode, image.size, image.tobytes()
-    if isinstance(image, Tensor):
-        flat = image.detach().cpu().contiguous().reshape(-1)
-        return str(image.dtype), tuple(image.shape), flat.view(torch.uint8).numpy().tobytes()
-    return (repr(image),)
+class _Contents(Dataset[Any]):
+    """Describes each image of a view by its kind, its shape and a hash of its values."""
+
+    def __init__(self, view: Any) -> None:
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> tuple[object, ...]:
+        image = self.view[index]
+        if isinstance(image, Image.Image):
+            return image.mode, image.size, blake2b(image.tobytes()).digest()
+        if isinstance(image, Tensor):
+            flat = image.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            return str(image.dtype), tuple(image.shape), blake2b(flat.numpy().tobytes()).digest()
+        return (repr(image),)
 
 
 def _checked(index: int, length: int) -> int:
@@ -198,49 +231,9 @@ def _checked(index: int, length: int) -> int:
     return int(index) % length
 
 
-def _read(source: Any, layout: SampleLayout, index: int, dataset: Any) -> Any:
+def _image_in(samples: Samples, layout: SampleLayout, index: int) -> Any:
+    sample = samples[index]
     try:
-        return layout.image_of(source[index])
+        return layout.image_of(sample)
     except Exception as error:
-        raise _bad_sample(error, index, dataset) from error
-
-
-def _bad_sample(error: Exception, index: int, dataset: Any) -> BadSampleError:
-    path = image_path(dataset, index)
-    message = f"{type(error).__name__}: {error}"
-    return BadSampleError(index, classify_failure(error, path), message, path)
-
-
-def _raw_source(dataset: Any, layout: SampleLayout) -> Any:
-    """Copy the dataset without its transforms, in the first form that its code can work with."""
-    candidates = [untransformed(dataset, layout.image, fill) for fill in (None, passthrough)]
-    for candidate in (*candidates, readable(dataset)):
-        images = _probe(candidate, layout)
-        for index, image in images.items():
-            _refuse_normalised(index, image)
-        if images:
-            return candidate
-    return candidates[0]
-
-
-def _probe(candidate: Any, layout: SampleLayout) -> dict[int, object]:
-    """Read a few images, by index; none if the dataset's code needs its transform."""
-    found: dict[int, object] = {}
-    for index in spread(len(candidate), 8):
-        try:
-            image = layout.image_of(candidate[index])
-        except (TypeError, AttributeError, KeyError):
-            return {}
-        except Exception:
-            continue  # an unreadable file; the next sample may be readable
-        if is_image(image):
-            found[index] = image
-    return found
-
-
-def _refuse_normalised(index: int, image: object) -> None:
-    if isinstance(image, (np.ndarray, Tensor)):
-        try:
-            as_rgb(image)
-        except DatasetError as error:
-            raise DatasetError(f"sample {index}: {error}") from error
+        raise bad_sample(error, index, samples.dataset) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,21 +22,22 @@ from cgd_wrap.drill.outcome import Outcome
 from cgd_wrap.drill.pictures import Pictures, ToInput
 from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import CGDError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.inputs import input_shape
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.processes import Runtime
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 from cgd_wrap.split.revision import hold_out
 
 if TYPE_CHECKING:
     from cgd_wrap.guard import CGDGuard
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 TEST_SHARE = 0.2  # share of the data set that is measured on, if no test set is given
 
 
-@kept_rng()
+@undisturbed()
 def drill(
     guard: CGDGuard,
     attack: str | Attack = "badnets",
@@ -120,13 +120,14 @@ def _parts(guard: CGDGuard, test_dataset: Any, seed: int) -> tuple[Pictures, Pic
     """Make a raw training set and a raw test set, and return all raw images, too."""
     raw, labels, names = guard.subject.raw_view(), guard.targets, guard.class_names
     every = torch.ones(len(labels), dtype=torch.bool)
-    with suppress(CGDError):  # before a scan, no sample is known to be bad
+    every[list(guard.unreadable)] = False
+    with suppress(CGDError):  # before a scan, no other sample is known to be bad
         every[list(guard.result.bad)] = False
     if test_dataset is None:
         out = hold_out(labels, every, TEST_SHARE, seed)
         test = Pictures(raw, labels, names, out.nonzero().squeeze(1))
         return Pictures(raw, labels, names, (every & ~out).nonzero().squeeze(1)), test, raw
-    keys = {"image_key": guard.layout.image, "label_key": guard.layout.label}
+    keys: dict[str, Any] = {"image_key": guard.layout.image, "label_key": guard.layout.label}
     layout = find_layout(test_dataset, **(keys if guard.clip_dataset is None else {}))
     test_labels = read_labels(test_dataset, layout, len(names))
     test = Pictures(

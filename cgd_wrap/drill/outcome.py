@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
+from cgd_wrap.escaping import printable
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.metrics import BackdoorFigures, DetectionFigures
 
@@ -147,12 +148,13 @@ class Outcome:
             if count:
                 lines.append(f"{name:11}{count:>9}{100 * count / total:>7.1f}%")
         found = self.detection
+        suspected = ", ".join(map(printable, self.suspected)) or "none"
         lines += [
             "",
             f"{found.poison_in_triggered:.1%} of the poison is in the triggered split, "
             f"{found.poison_left_in_clean:.1%} is left in the clean one; CLIP agrees with "
             f"{self.zero_shot_agreement:.1%} of the labels.",
-            f"Suspected classes: {', '.join(self.suspected) or 'none'}; estimated poison: "
+            f"Suspected classes: {suspected}; estimated poison: "
             f"{self.estimated_rate:.1%} of all samples (truth: {self.true_rate:.1%}).",
             *(f"Falls short: {text}." for text in self.shortfalls()),
         ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from cgd_wrap.models.finite import TrainingWatch
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.randomness import seeded
 
@@ -83,7 +84,11 @@ def train_on_batches(
     title: str,
     progress: bool = True,
 ) -> None:
-    """Train a model as :func:`train_classifier` does, on the batches of a given loader."""
+    """Train a model as :func:`train_classifier` does, on the batches of a given loader.
+
+    Raises:
+        TrainingDivergedError: a weight of the trained model is NaN or infinite.
+    """
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -92,6 +97,7 @@ def train_on_batches(
     steps = recipe.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_rate, steps)
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    watch = TrainingWatch(model, device, steps, recipe.epochs)
     with seeded(seed), tqdm(total=steps, desc=title, unit="step", disable=not progress) as bar:
         for _ in range(recipe.epochs):
             for images, labels in loader:
@@ -102,5 +108,7 @@ def train_on_batches(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                watch.see(loss)
                 bar.update()
+    watch.check(model)
     model.eval()

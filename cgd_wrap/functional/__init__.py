@@ -24,7 +24,14 @@ from cgd_wrap.functional.scores import (
     reference_rank,
     share_by_class,
 )
-from cgd_wrap.functional.split import Split, balanced_indices, corner_weight, split_by_rank
+from cgd_wrap.functional.split import (
+    Split,
+    balanced_indices,
+    class_draws,
+    corner_weight,
+    draw_weight,
+    split_by_rank,
+)
 
 __all__ = [
     "LossTerms",
@@ -35,8 +42,10 @@ __all__ = [
     "balanced_indices",
     "cgd_loss",
     "cgd_loss_terms",
+    "class_draws",
     "corner_weight",
     "doubted_teacher",
+    "draw_weight",
     "label_log_odds_against",
     "label_nll",
     "nll_from_log_odds",

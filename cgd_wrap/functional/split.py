@@ -86,26 +86,70 @@ def split_by_rank(
     return Split(clean=clean, triggered=triggered, mixed=readable & ~clean & ~triggered)
 
 
-def balanced_indices(
-    labels: Int[Tensor, "n"], clean: Bool[Tensor, "n"], *, generator: torch.Generator
-) -> Int[Tensor, "m"]:
-    """List indices of clean samples, every class as often as the largest class.
+def class_draws(
+    counts: Int[Tensor, "classes"], growth: float | None = None
+) -> Int[Tensor, "classes"]:
+    """How often each class is drawn where all classes are filled up to the size of the largest.
 
-    Each clean sample appears once; smaller classes are filled up by drawing from their own
-    samples with replacement. Ordered by class; classes without a clean sample stay out.
+    Args:
+        counts: number of samples of each class.
+        growth: largest number of draws in all, in multiples of the number of samples; at least 1.
+            Classes are then filled up to the highest level, the same for all, that keeps to it.
+            None: there is no such bound.
+
+    Returns:
+        Draws of each class, at least as many as it has samples; 0 for a class without samples.
+    """
+    there = counts > 0
+    level = int(counts.max()) if counts.numel() else 0
+    if growth is not None:
+        most, lowest = int(growth * int(counts.sum())), 0
+        while lowest < level:  # by bisection: the highest level whose draws are not too many
+            middle = (lowest + level + 1) // 2
+            if int(counts.clamp(min=middle)[there].sum()) <= most:
+                lowest = middle
+            else:
+                level = middle - 1
+    return torch.where(there, counts.clamp(min=level), torch.zeros_like(counts))
+
+
+def draw_weight(
+    counts: Int[Tensor, "classes"], growth: float | None = None
+) -> Float[Tensor, "classes"]:
+    """Weight of a draw of each class that makes up for the draws that ``growth`` forbids, float32.
+
+    With it, every class counts as if it were drawn as often as the largest; 1 where it is. See
+    :func:`class_draws` for the arguments.
+    """
+    draws = class_draws(counts, growth)
+    weight = counts.max() / draws.clamp(min=1)
+    return torch.where(draws > 0, weight, torch.ones_like(weight)).float()
+
+
+def balanced_indices(
+    labels: Int[Tensor, "n"],
+    clean: Bool[Tensor, "n"],
+    *,
+    generator: torch.Generator,
+    growth: float | None = None,
+) -> Int[Tensor, "m"]:
+    """List indices of clean samples, each class as often as :func:`class_draws` says.
+
+    Without ``growth``, every class appears as often as the largest. Each clean sample appears at
+    least once; smaller classes are filled up by drawing from their own samples with replacement.
+    Ordered by class; classes without a clean sample stay out.
     """
     indices = clean.nonzero().squeeze(1)
     if indices.numel() == 0:
         return indices
     by_class = indices[torch.argsort(labels[indices], stable=True)]
     counts = torch.bincount(labels[indices])
-    counts = counts[counts > 0]
-    largest = int(counts.max())
+    draws, counts = class_draws(counts, growth)[counts > 0], counts[counts > 0]
     parts = []
-    for members in by_class.split(counts.tolist()):
-        missing = largest - members.numel()
-        draws = torch.randint(members.numel(), (missing,), generator=generator)
-        parts += [members, members[draws]]
+    for members, wanted in zip(by_class.split(counts.tolist()), draws.tolist(), strict=True):
+        missing = wanted - members.numel()
+        filling = torch.randint(members.numel(), (missing,), generator=generator)
+        parts += [members, members[filling]]
     return torch.cat(parts)
 
 

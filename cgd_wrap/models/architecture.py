@@ -9,11 +9,12 @@ from torch import nn
 
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
+from cgd_wrap.models.inputs import InputKind, fitted
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.prediction import evaluating
 
 
-def describe_model(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+def describe_model(model: nn.Module, inputs: InputKind) -> dict[str, Any]:
     """Describe a model by its submodules, their settings and code, and the shapes of its weights.
 
     The description is the same for trained and untrained weights, in training and in evaluation, on
@@ -21,8 +22,8 @@ def describe_model(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, A
     the features of the last batch, is left out.
 
     Args:
-        model: a classifier that has run on images of this shape; its state is put back.
-        shape: shape of an image, [C, H, W].
+        model: a classifier that has run on images of this kind; its state is put back.
+        inputs: what the model takes.
 
     Returns:
         JSON values by field; the fields begin with ``architecture``.
@@ -33,7 +34,10 @@ def describe_model(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, A
 
     def use() -> None:
         # Other images than the black ones of earlier checks, or features that are kept look alike.
-        images = torch.rand(2, *shape, generator=generator).to(first.device, first.dtype)
+        images = torch.rand(2, *inputs.shape, generator=generator)
+        if inputs.own is not None and not inputs.own.is_floating_point:
+            images = (255 * images).to(inputs.own)
+        images = fitted(images.to(first.device), model)
         with torch.no_grad(), evaluating(model):
             model(images)
 

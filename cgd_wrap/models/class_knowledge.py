@@ -6,21 +6,24 @@ from scratch.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.failures import memory_explained
+from cgd_wrap.data.reading import SampleReader
+from cgd_wrap.data.workers import HERE, Sample, Workers
+from cgd_wrap.errors import BadSampleError, NoImageError
 from cgd_wrap.functional import share_by_class
+from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.weights import copy_of
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng
 
@@ -42,13 +45,14 @@ def class_knowledge(predictions: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> 
 def measured_class_knowledge(
     model: nn.Module,
     view: Any,
-    fallback: Callable[[], Any],
+    fallback: Any,
     shape: tuple[int, int, int],
     labels: Int[Tensor, "n"],
     clean: Bool[Tensor, "n"],
     runtime: Runtime,
     *,
     seed: int,
+    workers: Workers = HERE,
     progress: bool = True,
 ) -> float:
     """Measure :func:`class_knowledge` of a model on some clean samples; the model stays as it is.
@@ -56,13 +60,15 @@ def measured_class_knowledge(
     Args:
         model: image batch -> logits.
         view: the images as the model is evaluated on them, ``[i] -> tensor``.
-        fallback: makes another view, for images of which ``view`` gives no float tensor of
-            ``shape``, since only the user's collate function makes tensors. Called only if needed.
+        fallback: another view, for images of which ``view`` gives no float tensor of ``shape``,
+            since only the user's collate function makes tensors. None where ``view`` is all that
+            the model takes.
         shape: shape of an image, [C, H, W].
         labels: given labels.
         clean: samples whose labels are to be trusted.
         runtime: device and precision.
         seed: seed of the choice of samples.
+        workers: the processes that read images.
         progress: draw a progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -72,23 +78,43 @@ def measured_class_knowledge(
         return 0.0
     first = next(model.parameters(), torch.zeros((), device=runtime.device))
     if first.device != runtime.device:
-        model = copy.deepcopy(model).to(runtime.device)
-    made = cache(fallback)
+        model = copy_of(model).to(runtime.device)
+    jobs = [part.tolist() for part in indices.split(BATCH)]
+    found: dict[int, int] = {}  # prediction of each sample, by index
+    bar = tqdm(total=len(jobs), desc="the model's skill", unit="batch", disable=not progress)
 
-    def image_of(index: int) -> Float[Tensor, "c h w"]:
-        with suppress(TypeError, BadSampleError):  # no tensor, or a sample that can't be read
-            image: Tensor = view[index]
-            if image.is_floating_point() and image.shape == shape:
-                return image
-        other: Tensor = made()[index]
-        return other
-
-    predictions = []
-    bar = tqdm(indices.split(BATCH), desc="the model's skill", unit="batch", disable=not progress)
-    with kept_rng(), evaluating(model), torch.no_grad():
-        for rows in bar:
-            images = torch.stack([image_of(index) for index in rows.tolist()])
+    def take(number: int, samples: list[Sample]) -> None:
+        good = [(i, image) for i, image in samples if isinstance(image, Tensor)]
+        if good:
+            images = torch.stack([image for _, image in good]).to(runtime.device)
             with runtime.autocast():
-                logits = logits_of(model(images.to(runtime.device, first.dtype)))
-            predictions.append(logits.float().argmax(dim=1).cpu())
-    return class_knowledge(torch.cat(predictions), labels[indices])
+                logits = logits_of(model(fitted(images, model)))
+            classes = logits.float().argmax(dim=1).tolist()
+            found.update(zip((i for i, _ in good), classes, strict=True))
+        bar.update()
+
+    images = view if fallback is None else _FirstThatFits(view, fallback, shape)
+    where = f"as {BATCH} images were shown to the model, to find out what it knows"
+    with bar, kept_rng(), evaluating(model), torch.no_grad(), memory_explained(where):
+        SampleReader(images, workers).read(jobs, take, batch_size=BATCH)
+    known = torch.tensor(sorted(found), dtype=torch.int64)
+    predictions = torch.tensor([found[index] for index in known.tolist()], dtype=torch.int64)
+    return class_knowledge(predictions, labels[known]) if len(known) else 0.0
+
+
+class _FirstThatFits(Dataset[Tensor]):
+    """The images of a view where they are float tensors of a shape, else those of another view."""
+
+    def __init__(self, view: Any, fallback: Any, shape: tuple[int, int, int]) -> None:
+        self.view, self.fallback, self.shape = view, fallback, shape
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "c h w"]:
+        with suppress(NoImageError, BadSampleError):
+            image: Tensor = self.view[index]
+            if image.is_floating_point() and image.shape == self.shape:
+                return image
+        other: Tensor = self.fallback[index]
+        return other

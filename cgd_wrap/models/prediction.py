@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cgd_wrap.errors import DatasetError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.randomness import kept_rng
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 IMAGE_KEYS = ("pixel_values", "image", "img", "images")
 LABEL_KEYS = ("labels", "label")

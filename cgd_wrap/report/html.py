@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cgd_wrap.errors import MissingExtraError
+from cgd_wrap.escaping import printable
 from cgd_wrap.files import write_atomically
 from cgd_wrap.report.classes import most_suspicious
-from cgd_wrap.report.escaping import printable
 from cgd_wrap.report.summary import in_words
 from cgd_wrap.report.thumbnails import thumbnail
 from cgd_wrap.report.value import Report

@@ -6,8 +6,8 @@ import csv
 import io
 from pathlib import Path
 
+from cgd_wrap.escaping import csv_text
 from cgd_wrap.files import write_atomically
-from cgd_wrap.report.escaping import csv_text
 from cgd_wrap.report.value import Report
 
 COLUMNS = (

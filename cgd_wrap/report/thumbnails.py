@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from cgd_wrap.data.pixels import to_rgb
+from cgd_wrap.escaping import escaped_logger
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def thumbnail(images: Any, index: int, side: int = 96) -> str | None:

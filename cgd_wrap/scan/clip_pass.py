@@ -52,7 +52,7 @@ def clip_pass(
     clips, stores = as_list(clip), store_names(clip)
     # Checked first, so that a failed scan doesn't claim the cache for its arguments.
     if any(options.begins(store) for store in stores):
-        check_deterministic(raw, "clip_dataset")
+        check_deterministic(raw, "clip_dataset", workers=options.workers, known=options.unreadable)
     passes = [
         _open_clip_pass(one, class_names, raw, options, store)
         if isinstance(one, str)

@@ -7,15 +7,15 @@ that have learned the classes by then, and has to be trained by the same numbers
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, differing_fields
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.sealed import read_sealed_json, write_sealed_json
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 FILE, PLACE = "class_knowledge.json", {"kind": "class knowledge"}
 

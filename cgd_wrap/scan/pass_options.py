@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.identity import merged
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore, check_store
@@ -26,10 +28,11 @@ class PassOptions:
         num_classes: number of classes.
         config: configuration of the guard.
         runtime: device and processes.
-        num_workers: number of processes that read images.
+        workers: the processes that read images.
         progress: draw progress bars.
         is_kept: the folder outlives the guard.
         overwrite: replace stored results of other data or settings, instead of raising an error.
+        unreadable: samples that are known to be bad, by index; they are not read again.
     """
 
     folder: Path
@@ -37,10 +40,15 @@ class PassOptions:
     num_classes: int
     config: CGDConfig
     runtime: Runtime
-    num_workers: int = 0
+    workers: Workers = HERE
     progress: bool = True
     is_kept: bool = True
     overwrite: bool = False
+    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+
+    def without(self, bad: Mapping[int, BadSampleError]) -> PassOptions:
+        """The same options, with further samples that are not read again."""
+        return replace(self, unreadable={**bad, **self.unreadable})
 
     def check_stores(self, names: Sequence[str]) -> None:
         """Refuse a cache, before anything is computed, in which some pass can't be stored.
@@ -79,15 +87,15 @@ class PassOptions:
         """
         if store.is_complete():
             return
+        config = self.config
         Scanner(
             view, score, store,
             name="features" if features else "logits",
             width=features or self.num_classes,
             dtype=torch.float16 if features else torch.float32,
             runtime=self.runtime,
-            record_bad=self.config.on_bad_sample == "record",
-            max_bad_fraction=self.config.max_bad_fraction,
-            batch_size=self.config.scan_batch_size,
-            num_workers=self.num_workers, progress=self.progress,
+            max_bad_fraction=config.max_bad_fraction if config.on_bad_sample == "record" else None,
+            batch_size=config.scan_batch_size,
+            workers=self.workers, known=self.unreadable, progress=self.progress,
         ).run(title)  # fmt: skip
-        store.wait(self.config.scan_timeout)
+        store.wait(config.scan_timeout)

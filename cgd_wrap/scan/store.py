@@ -10,7 +10,6 @@ of processes write without locks.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import (
     CACHE_ADVICE,
     FORMAT,
@@ -34,7 +34,7 @@ from cgd_wrap.files import (
 )
 from cgd_wrap.sealed import SEAL, read_sealed, read_sealed_json, write_sealed, write_sealed_json
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 UNIT_SIZE = 1024  # rows; a unit is what an interrupted process loses at most
 
@@ -94,7 +94,7 @@ class UnitStore:
                 return cls(folder, rows, _hash_of(found))
             logger.warning("Replacing %s, which was made for something else.", folder)
         elif _manifest(folder)[0].exists():
-            logger.warning("The manifest of %s is damaged and is written anew.", folder)
+            logger.warning("The manifest of %s is damaged or old, and is written anew.", folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Units of the old fingerprint aren't deleted, since another process may already have
         # written new units.
@@ -205,7 +205,7 @@ def check_store(folder: Path, *, overwrite: bool = False) -> None:
     path, _ = _manifest(folder)
     manifest = read_json(path) or {}
     version = manifest.get("format")
-    if not isinstance(version, int):
+    if type(version) is not int:  # not a bool either
         return
     if version > FORMAT:
         raise CacheMismatchError(

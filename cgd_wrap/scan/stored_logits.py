@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cgd_wrap.clip.several import mean_log_softmax
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.scan.store import UnitStore
 
 BadRows = dict[int, list[str | None]]
@@ -91,7 +92,13 @@ def members_of(logits: StoredLogits) -> tuple[StoredLogits, ...]:
     return logits.members if isinstance(logits, CombinedLogits) else (logits,)
 
 
-def bad_rows(logits: StoredLogits) -> list[int]:
-    """List the samples that some CLIP couldn't read, without computing any logits."""
-    found = {i for one in members_of(logits) for *_, bad in one.store.units() for i in bad}
-    return sorted(found)
+def bad_samples(logits: StoredLogits) -> dict[int, BadSampleError]:
+    """Find the samples that a pass couldn't use, by index, without computing any logits."""
+    found: BadRows = {}
+    for one in reversed(members_of(logits)):  # the first CLIP's reason stands
+        for *_, bad in one.store.units():
+            found |= bad
+    return {
+        index: BadSampleError(index, str(reason), str(message), path)
+        for index, (reason, message, path) in sorted(found.items())
+    }

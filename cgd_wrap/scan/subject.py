@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,25 @@ from cgd_wrap.data import EvaluatedImages, ModelInputs, RawImages, SampleLayout,
 from cgd_wrap.data.fingerprint import dataset_fingerprint
 from cgd_wrap.data.identity import dataset_identity, decoder_versions, merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
+from cgd_wrap.data.samples import fatal_probes
 from cgd_wrap.data.unchanged import check_length
+from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.errors import BadSampleError
 from cgd_wrap.models.architecture import describe_model
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
-from cgd_wrap.models.inputs import check_outputs, input_shape
+from cgd_wrap.models.inputs import InputKind, check_outputs, input_shape, own_type
 from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.supported import check_model
 from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.kept_knowledge import kept_knowledge
 from cgd_wrap.scan.pass_options import PassOptions
-from cgd_wrap.scan.stored_logits import StoredLogits, bad_rows
-from cgd_wrap.scan.suspicious_pass import given_suspicious_pass, trained_suspicious_pass
+from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples
+from cgd_wrap.scan.suspicious_pass import (
+    given_suspicious_pass,
+    own_inputs_pass,
+    trained_suspicious_pass,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,8 @@ class Subject:
         clip_dataset: the same samples as raw images, or None.
         eval_dataset_view: the same samples as the model is evaluated on them, or None.
         suspicious: a suspicious model, the path of a suspicious model's checkpoint, or None.
+        unreadable: samples that are known to be bad, by index; nothing reads them.
+        workers: the processes that read samples.
     """
 
     model: nn.Module
@@ -55,17 +65,27 @@ class Subject:
     clip_dataset: Any = None
     eval_dataset_view: Any = None
     suspicious: nn.Module | str | Path | None = None
+    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+    workers: Workers = HERE
 
     def raw_view(self) -> RawImages:
         """The images as CLIP sees them: RGB, before any transform."""
         if self.clip_dataset is None:
-            return RawImages(self.dataset, self.layout)
-        return RawImages(self.clip_dataset, find_layout(self.clip_dataset))
+            return RawImages(self.dataset, self.layout, fatal=self.unreadable)
+        fatal = self._fatal_in(self.clip_dataset)
+        layout = find_layout(self.clip_dataset, fatal=fatal)
+        return RawImages(self.clip_dataset, layout, fatal=fatal)
+
+    def _fatal_in(self, view: Any) -> dict[int, BadSampleError]:
+        """Samples of another view that must not be read to find out what the view is like."""
+        return {**self.unreadable, **fatal_probes(view, self.workers)}
 
     def evaluated_view(self) -> tuple[Any, SampleLayout]:
         """Data set that the model is evaluated on, and where its samples hold image and label."""
         view = self.eval_dataset_view
-        return (self.dataset, self.layout) if view is None else (view, find_layout(view))
+        if view is None:
+            return self.dataset, self.layout
+        return view, find_layout(view, fatal=self._fatal_in(view))
 
     def evaluated_images(self) -> EvaluatedImages:
         """The image tensors of :meth:`evaluated_view`."""
@@ -79,23 +99,33 @@ class Subject:
         """
         check_length(raw, self.labels)
         given = {"dataset": self.dataset, "clip_dataset": self.clip_dataset}
+        reading: dict[str, Any] = {"workers": self.workers, "known": self.unreadable}
         return merged(
-            *(dataset_identity(one, name) for name, one in given.items() if one is not None),
-            {"samples": sample_fingerprint(raw), "labels": dataset_fingerprint(self.labels)},
+            *(dataset_identity(one, n, **reading) for n, one in given.items() if one is not None),
+            {
+                "samples": sample_fingerprint(raw, **reading),
+                "labels": dataset_fingerprint(self.labels),
+            },
         )
 
-    def input_shape(self, raw: RawImages) -> tuple[int, int, int]:
-        """Find the shape [C, H, W] of the model's inputs, and check the number of its outputs.
+    def inputs(self, raw: RawImages) -> InputKind:
+        """Find what the model's inputs are, and check the number of its outputs.
 
         Raises:
-            ValueError: the model, or the given suspicious model, doesn't fit the classes.
+            ValueError: the model, or the given suspicious model, doesn't fit the classes, is
+                sharded or quantised, or has no values.
             TypeError: one of the two models doesn't return logits.
         """
-        shape = input_shape(*self.evaluated_view(), raw, unwrapped(self.model))
-        for model in (self.model, self.suspicious_model):
-            if model is not None:
-                check_outputs(unwrapped(model), shape, self.class_names)
-        return shape
+        model, (view, layout) = unwrapped(self.model), self.evaluated_view()
+        check_model(model)  # before it is copied for a suspicious model's checkpoint
+        fatal = self._fatal_in(view) if view is not self.dataset else self.unreadable
+        shape = input_shape(view, layout, raw, model, fatal)
+        own = own_type(model, EvaluatedImages(view, layout), fatal)
+        for one in (model, self.suspicious_model):
+            if one is not None:
+                check_model(one)
+                check_outputs(one, shape, self.class_names, own)
+        return InputKind(shape, own)
 
     @cached_property
     def suspicious_model(self) -> nn.Module | None:
@@ -105,58 +135,75 @@ class Subject:
         return None if self.suspicious is None else unwrapped(self.suspicious)
 
     def passes(
-        self, raw: RawImages, shape: tuple[int, int, int], options: PassOptions
+        self, raw: RawImages, inputs: InputKind, options: PassOptions
     ) -> tuple[StoredLogits, StoredLogits]:
         """Score every sample by CLIP and by the suspicious model.
 
         Args:
             raw: the images, from :meth:`raw_view`.
-            shape: shape of the model's inputs, from :meth:`input_shape`.
+            inputs: what the model takes, from :meth:`inputs`.
             options: cache, device and configuration.
         """
         options.check_stores([*store_names(self.clip), "suspicious"])
         options = replace(options, dataset=merged(options.dataset, decoder_versions()))
         clip = clip_pass(self.clip, self.class_names, raw, options)
+        options = options.without(bad_samples(clip))
         given = self.suspicious_model
         if given is not None:
-            view, architecture = self.evaluated_images(), describe_model(given, shape)
+            view, architecture = self.evaluated_images(), describe_model(given, inputs)
             return clip, given_suspicious_pass(given, architecture, view, len(raw), options)
+        description: dict[str, Any] = {"input": list(inputs.shape)}
+        images: Any = self._scaled(raw, inputs)
+        if images is None:
+            images = self.evaluated_images()
+            description["inputs"], bad = own_inputs_pass(images, len(raw), options)
+            options = options.without(bad)
         readable = torch.ones(len(raw), dtype=torch.bool)
-        readable[bad_rows(clip)] = False
-        inputs, model = ModelInputs(raw, shape[1:], shape[0]), unwrapped(self.model)
+        readable[list(options.unreadable)] = False
+        model = unwrapped(self.model)
         return clip, trained_suspicious_pass(
-            model, describe_model(model, shape), inputs, {"input": list(shape)},
+            model, describe_model(model, inputs), images, description,
             self.labels, readable.nonzero().squeeze(1), options,
         )  # fmt: skip
+
+    def _scaled(self, raw: RawImages, inputs: InputKind) -> ModelInputs | None:
+        """The images scaled to [-1, 1]; None where the model takes its data's own tensors alone."""
+        channels, *size = inputs.shape
+        return ModelInputs(raw, (size[0], size[1]), channels) if inputs.own is None else None
 
     def class_knowledge(
         self,
         raw: RawImages,
-        shape: tuple[int, int, int],
+        inputs: InputKind,
         clean: Bool[Tensor, "n"],
         options: PassOptions,
-    ) -> float:
+    ) -> float | None:
         """Measure how well the model knows the classes, on the main process for all processes.
+
+        None where no setting depends on it.
 
         Other processes may not have loaded the model's weights. What was measured is kept in the
         cache: a run that is resumed has other weights, and must go on by the same numbers.
 
         Args:
             raw: the images, from :meth:`raw_view`.
-            shape: shape of the model's inputs, from :meth:`input_shape`.
+            inputs: what the model takes, from :meth:`inputs`.
             clean: samples whose labels are to be trusted.
             options: cache, device and configuration. All processes get the same answer.
         """
+        if not options.config.depends_on_model:
+            return None
         model, runtime, seed = unwrapped(self.model), options.runtime, options.config.seed
 
         def measure() -> float:
             return measured_class_knowledge(
-                model, self.evaluated_images(), lambda: ModelInputs(raw, shape[1:], shape[0]),
-                shape, self.labels, clean, runtime, seed=seed, progress=options.progress,
+                model, self.evaluated_images(), self._scaled(raw, inputs), inputs.shape,
+                self.labels, clean, runtime,
+                seed=seed, workers=self.workers, progress=options.progress,
             )  # fmt: skip
 
         found = 0.0
         if runtime.is_main:
-            about = merged(options.dataset, describe_model(model, shape))
+            about = merged(options.dataset, describe_model(model, inputs))
             found = kept_knowledge(measure, about, options)
         return float(runtime.share(repr(found)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,18 +17,20 @@ from torch.utils.data import Dataset
 from cgd_wrap.data import check_deterministic
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
-from cgd_wrap.errors import StoredFileError
+from cgd_wrap.errors import BadSampleError, StoredFileError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
+from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
 from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.store import UnitStore
-from cgd_wrap.scan.stored_logits import StoredLogits, stored_logits
+from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples, stored_logits
 from cgd_wrap.scan.suspicious_training import train_suspicious
 from cgd_wrap.sealed import read_sealed, read_sealed_json, write_sealed, write_sealed_json
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def trained_suspicious_pass(
@@ -71,7 +72,7 @@ def trained_suspicious_pass(
         fresh = fresh_copy(model, seed=config.seed + run)
         trained = train_suspicious(
             fresh, view, labels, indices, config, runtime,
-            run=run, num_workers=options.num_workers, progress=options.progress,
+            run=run, num_workers=options.workers.count, progress=options.progress,
         )  # fmt: skip
         if runtime.is_main:
             runs.write(run, trained)
@@ -109,15 +110,48 @@ def given_suspicious_pass(
     Raises:
         DatasetError: an image of the view differs each time; nothing is left in the cache.
     """
+    known = options.unreadable
     if options.begins("suspicious"):
-        check_deterministic(view)
+        check_deterministic(view, workers=options.workers, known=known)
     fingerprint = {
         **architecture,
         "weights": hash_weights(model),
-        "eval_dataset_view": sample_fingerprint(view),
+        "eval_dataset_view": sample_fingerprint(view, workers=options.workers, known=known),
     }
     store = options.open_store("suspicious", rows, fingerprint)
     return _model_pass(lambda: [model], view, store, options)
+
+
+def own_inputs_pass(
+    view: Dataset[Tensor], rows: int, options: PassOptions
+) -> tuple[str, dict[int, BadSampleError]]:
+    """Read the data set's own tensors once, before fresh copies of the model are trained on them.
+
+    Nothing but the mean of each image is kept. The pass finds the images that can't be read or
+    whose values aren't finite, which the pass of CLIP over other images didn't meet.
+
+    Args:
+        view: the user's images as the model is evaluated on them, ``[i] -> image tensor``.
+        rows: length of the dataset.
+        options: cache, device and configuration.
+
+    Returns:
+        A hash of some images, and the unusable samples.
+
+    Raises:
+        DatasetError: an image of the view differs each time; nothing is left in the cache.
+    """
+    known = options.unreadable
+    if options.begins("inputs"):
+        check_deterministic(view, workers=options.workers, known=known)
+    hashed = sample_fingerprint(view, workers=options.workers, known=known)
+    store = options.open_store("inputs", rows, {"eval_dataset_view": hashed})
+
+    def mean(images: Tensor, *, full_precision: bool) -> Tensor:
+        return images.float().flatten(1).mean(dim=1, keepdim=True)
+
+    options.scan(view, mean, store, title="the model's inputs", features=1)
+    return hashed, bad_samples(StoredLogits(store, stored_logits))
 
 
 def _model_pass(
@@ -131,7 +165,7 @@ def _model_pass(
         each = []
         for model in models:
             with evaluating(model), nullcontext() if full_precision else options.runtime.autocast():
-                each.append(logits_of(model(images)).float())
+                each.append(logits_of(model(fitted(images, model))).float())
         return torch.stack(each).mean(dim=0)
 
     options.scan(view, score, store, title="suspicious model")

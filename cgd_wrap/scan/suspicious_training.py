@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,17 @@ from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import LabelledImages
+from cgd_wrap.data.failures import memory_explained
+from cgd_wrap.errors import TrainingDivergedError
+from cgd_wrap.escaping import escaped_logger
+from cgd_wrap.models.finite import TrainingWatch
+from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import seeded
+
+logger = escaped_logger(__name__)
 
 STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, as long as batches hold 32 samples or more
 
@@ -55,7 +64,38 @@ def train_suspicious(
 
     Returns:
         The model, in eval mode.
+
+    Raises:
+        TrainingDivergedError: a weight is NaN or infinite, also after a second training in full
+            precision if the first was in mixed precision.
+        CGDError: memory ran out; the batch size is named.
     """
+    options: dict[str, Any] = {"run": run, "num_workers": num_workers, "progress": progress}
+    untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        return _trained(model, view, labels, indices, config, runtime, **options)
+    except TrainingDivergedError as error:
+        with runtime.autocast():
+            if not torch.is_autocast_enabled(runtime.device.type):
+                raise
+        logger.warning("%s. The suspicious model is trained again in full precision.", error)
+    model.load_state_dict(untrained)
+    in_full = replace(runtime, autocast=nullcontext)
+    return _trained(model, view, labels, indices, config, in_full, **options)
+
+
+def _trained(
+    model: nn.Module,
+    view: Dataset[Tensor],
+    labels: Int[Tensor, "n"],
+    indices: Int[Tensor, "m"],
+    config: CGDConfig,
+    runtime: Runtime,
+    *,
+    run: int,
+    num_workers: int,
+    progress: bool,
+) -> nn.Module:
     model = model.to(runtime.device).train()
     wrapped = DistributedDataParallel(model) if runtime.num_processes > 1 else model
     optimizer = _optimizer(model, config)
@@ -70,15 +110,18 @@ def train_suspicious(
         desc=f"suspicious model {run + 1}/{config.suspicious_runs}", unit="step",
         disable=not (progress and runtime.is_main),
     )  # fmt: skip
-    with bar, seeded(seed + runtime.process_index):
+    watch = TrainingWatch(model, runtime.device, steps, config.suspicious_epochs)
+    where = f"in a step of {batch_size} samples; suspicious_batch_size makes it smaller"
+    with bar, seeded(seed + runtime.process_index), memory_explained(where):
         for _ in range(config.suspicious_epochs):
             order = indices[torch.randperm(len(indices), generator=generator)]
             batches = list(order.split(batch_size))
             for size, images, given in _batches(samples, batches, runtime, num_workers):
                 with runtime.autocast():
-                    logits = logits_of(wrapped(images))
+                    logits = logits_of(wrapped(fitted(images, model)))
                 loss = F.cross_entropy(logits.float(), given, reduction="sum")
                 done += 1
+                watch.see(loss)
                 set_rate(
                     optimizer, config.suspicious_learning_rate, config.suspicious_schedule,
                     done / steps,
@@ -88,6 +131,7 @@ def train_suspicious(
                 (loss * runtime.num_processes / size).backward()
                 optimizer.step()
                 bar.update()
+    watch.check(model)
     return model.eval()
 
 

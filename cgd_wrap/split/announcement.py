@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import DatasetError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.split.result import ScanResult
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 def announce(result: ScanResult, class_names: Sequence[str], config: CGDConfig) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
+from cgd_wrap.escaping import printable
 from cgd_wrap.functional import share_by_class
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.label_scores import LabelScores
@@ -273,4 +274,4 @@ def clip_warnings(
     if len(seen) > 1:
         found += discord(figures, seen, labels, class_names, calibration)
         found += shared_backdoor(figures.names, seen, labels, poison, class_names, calibration)
-    return found
+    return [printable(warning) for warning in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from cgd_wrap import functional
 from cgd_wrap.errors import DatasetError
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.functional import Split
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)

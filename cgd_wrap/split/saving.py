@@ -13,6 +13,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import CacheMismatchError, StoredFileError
 from cgd_wrap.files import FORMAT, agreed, check_fingerprint
 from cgd_wrap.functional import Split
+from cgd_wrap.randomness import plain_torch
 from cgd_wrap.scan.subject import Subject
 from cgd_wrap.sealed import read_sealed, write_sealed
 from cgd_wrap.split.clip_agreement import ClipAgreement
@@ -79,6 +80,7 @@ def saved_config(folder: Path) -> CGDConfig:
     return CGDConfig.from_dict(read_saved(folder)[1]["config"])
 
 
+@plain_torch()
 def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult:
     """Load the result that :func:`save_result` wrote, if it belongs to the given data.
 
@@ -127,7 +129,7 @@ def read_saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no saved guard in {folder}: {FILE} is missing")
+        raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {FILE} is missing")
     found = read_sealed(path, PLACE)
     advice = "scan again, which a kept cache_dir makes quick, and save the guard again"
     if found is None and (folder / OLD_NOTES).is_file():

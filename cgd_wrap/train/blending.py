@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from cgd_wrap.data.pixels import CHANNELS, to_rgb
+from cgd_wrap.data.pixels import CHANNELS, is_deep, to_rgb
 
 MOST_CONTRAST = 4.0  # largest factor by which a toned image's contrast may grow
 
@@ -31,6 +31,8 @@ def blended(image: Any, other: Any, share: float) -> Any:
         The blend, in the kind, type and shape of ``image``.
     """
     if isinstance(image, Image.Image):
+        if is_deep(image):
+            return _of_deep(blended, image, other, share)
         picture = _picture(image)
         shone = to_rgb(other).convert(picture.mode).resize(picture.size, Image.Resampling.BILINEAR)
         return Image.blend(picture, shone, share)
@@ -50,6 +52,8 @@ def toned(image: Any, other: Any, share: float) -> Any:
         The changed image, in the kind, type and shape of ``image``.
     """
     if isinstance(image, Image.Image):
+        if is_deep(image):
+            return _of_deep(toned, image, other, share)
         picture = _picture(image)
         source = to_rgb(other).convert(picture.mode)
         return Image.fromarray(toned(np.array(picture), np.array(source), share))
@@ -67,6 +71,19 @@ def _moved(
     scale = torch.lerp(torch.ones_like(spread), others_spread / spread.clamp(min=1e-6), share)
     scale = scale.clamp(max=MOST_CONTRAST)  # or a flat image's noise would be blown up
     return (first - mean) * scale + torch.lerp(mean, others_mean, share)
+
+
+def _of_deep(
+    show: Callable[[Any, Any, float], Any], image: Image.Image, other: Image.Image, share: float
+) -> Image.Image:
+    """Blend or tone an image of more than 8 bits by its values: no bit is lost on the way."""
+    if other.mode != image.mode:
+        other = to_rgb(other).convert("L").convert(image.mode)
+    values, others = (
+        array.astype(array.dtype.newbyteorder("="))  # torch takes the machine's byte order alone
+        for array in (np.asarray(image), np.asarray(other))
+    )
+    return Image.fromarray(show(values, others, share))
 
 
 def _picture(image: Image.Image) -> Image.Image:
@@ -118,4 +135,8 @@ def _plane_axes(shape: torch.Size) -> tuple[int, int]:
 
 
 def _is_channels_last(shape: torch.Size) -> bool:
-    return len(shape) == 3 and shape[2] in CHANNELS and shape[0] not in CHANNELS
+    """Whether the channels are the last axis: by the usual numbers, or else the shorter end."""
+    if len(shape) != 3:
+        return False
+    first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
+    return last and not first if first or last else shape[2] < shape[0]

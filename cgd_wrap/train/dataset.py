@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from cgd_wrap.data.layout import SampleLayout
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import kept_rng
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, unpack
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
+
+logger = escaped_logger(__name__)
+
+
+@functools.cache  # once in each process
+def _say_unexposed(kind: str) -> None:
+    logger.warning(
+        "Exposure has no effect: the samples' images are of type %s, which only your collate "
+        "function can read. Let the dataset give PIL images, arrays or tensors.",
+        kind,
+    )
 
 
 class GuardedDataset(Dataset[Any]):
@@ -56,9 +69,16 @@ class GuardedDataset(Dataset[Any]):
             with kept_rng():  # the user's augmentation goes on as if no other had been read
                 others = read([draw.other for _, draw in exposed])
             for (i, draw), other in zip(exposed, others, strict=True):
-                images = self.layout.image_of(samples[i]), self.layout.image_of(other)
-                samples[i] = self.layout.with_image(samples[i], draw.shown(*images))
+                samples[i] = self._exposed(samples[i], other, draw)
         return samples
+
+    def _exposed(self, sample: Any, other: Any, draw: Draw) -> Any:
+        """Blend another sample into a sample's images, as the model may be fed with any of them."""
+        keys = [k for k in self.layout.images_in(sample) if k in self.layout.images_in(other)]
+        shown = {key: draw.shown(sample[key], other[key]) for key in keys}
+        if all(shown[key] is sample[key] for key in keys):
+            _say_unexposed(type(self.layout.image_of(sample)).__name__)
+        return self.layout.with_entries(sample, shown)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("base", "layout"):
@@ -79,8 +99,8 @@ class BalancedView(Dataset[Any]):
     """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
 
     The view holds the clean samples, with each class filled up to the size of the largest, and
-    triggered and mixed samples as the configuration says. The labels are tags. The indices of an
-    epoch lie in shared memory, so that persistent workers see :meth:`set_epoch`.
+    triggered and mixed samples as the configuration says. The labels are tags. Epoch and indices
+    lie in shared memory, so that persistent workers see :meth:`set_epoch`.
 
     Args:
         dataset: the guarded dataset.
@@ -90,7 +110,7 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.indices = epochs.shuffled(0).share_memory_()
 
     def __len__(self) -> int:
@@ -100,11 +120,11 @@ class BalancedView(Dataset[Any]):
         return self.dataset[unpack(int(self.indices[int(index)]))]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        packed = self.indices[torch.as_tensor(indices)].tolist()
+        packed = self.indices[torch.as_tensor(indices, device="cpu")].tolist()
         return self.dataset.__getitems__([unpack(value) for value in packed])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("dataset", "epochs", "epoch", "indices"):
+        if name.startswith("_") or name in ("dataset", "epochs", "indices"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -117,12 +137,30 @@ class BalancedView(Dataset[Any]):
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose samples the view holds, from 0."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Draw the samples, exposures and order of an epoch, which the epoch's number decides."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.indices.copy_(self.epochs.shuffled(epoch))
 
     def set_run(self, epochs: int | None) -> None:
         """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""
         self.epochs = self.epochs.in_run_of(epochs)
         self.set_epoch(self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch as JSON values; how far it is served is known to the host's own sampler."""
+        return {"epoch": self.epoch, **self.epochs.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Hold the epoch of a saved state; later epochs are set by the host.
+
+        Raises:
+            CacheMismatchError: the state is of other data or another split; what differs is named.
+        """
+        self.epochs = self.epochs.restored(state_dict)
+        self.set_epoch(state_dict["epoch"])

@@ -13,13 +13,18 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from cgd_wrap.train.dataset import GuardedDataset
-from cgd_wrap.train.sampler import BalancedSampler, EpochIndices, ShardedSampler
+from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
+from cgd_wrap.train.mixing import refuse_mixing
+from cgd_wrap.train.sampler import BalancedSampler, ShardedSampler
+from cgd_wrap.train.stateful import check_no_state, make_batches_stateful, stateful_types
 
-# Arguments of a DataLoader that are kept: all but dataset and sampling (torch 2.6 to 2.15).
+# Arguments of a DataLoader that are kept: all but dataset and sampling (torch 2.6 to 2.15; the
+# last one is of torchdata's StatefulDataLoader).
 KEPT = (
     "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
     "multiprocessing_context", "prefetch_factor", "persistent_workers", "in_order",
+    "snapshot_every_n_steps",
 )  # fmt: skip
 
 
@@ -29,15 +34,17 @@ def guarded_loader(
     """Build a loader like the user's that draws samples of the guarded dataset.
 
     Args:
-        loader: the user's loader of ``base``. If it has a ``DistributedSampler``, the new loader
-            divides its samples among the same processes.
+        loader: the user's loader of ``base``: a DataLoader, or torchdata's StatefulDataLoader. If
+            it has a ``DistributedSampler``, the new loader divides its samples among the same
+            processes, and follows that sampler's epoch.
         base: the dataset that the guard was made for.
         dataset: the guarded dataset.
         epochs: which samples an epoch holds.
 
     Raises:
-        TypeError: the loader is of a subclass of DataLoader, or its sampling can't be kept.
-        ValueError: the loader is of another dataset, or has been prepared by Accelerate.
+        TypeError: the loader is of another subclass of DataLoader, or its sampling can't be kept.
+        ValueError: the loader is of another dataset, has been prepared by Accelerate, has been
+            given a state, or blends labels in its collate function.
     """
     _check(loader, base)
     options = {name: getattr(loader, name) for name in KEPT if hasattr(loader, name)}
@@ -49,31 +56,32 @@ def guarded_loader(
     batches: Any = loader.batch_sampler
     sampler = _sampler(getattr(batches, "sampler", sampling), epochs)
     if loader.batch_size is None:  # the user gave a batch_sampler
-        new_batches = BatchSampler(sampler, batches.batch_size, batches.drop_last)
-        return DataLoader(dataset, batch_sampler=new_batches, **options)
-    return DataLoader(
-        dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        drop_last=loader.drop_last,
-        **options,
-    )
+        options["batch_sampler"] = type(batches)(sampler, batches.batch_size, batches.drop_last)
+    else:
+        options |= {
+            "batch_size": loader.batch_size, "sampler": sampler, "drop_last": loader.drop_last,
+        }  # fmt: skip
+    guarded = type(loader)(dataset, **options)
+    make_batches_stateful(guarded)
+    return guarded
 
 
 def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
     if not isinstance(old, DistributedSampler):
-        return BalancedSampler(epochs)
+        return BalancedSampler(epochs, replaced=old)
     return ShardedSampler(
-        epochs, num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last
+        epochs, num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last, replaced=old
     )
 
 
 def _draws_each_once(sampler: Any) -> bool:
     """Whether a sampler draws each sample once, so that replacing it loses only the order."""
-    if type(sampler) is RandomSampler:
+    more = stateful_types()
+    if type(sampler) in (RandomSampler, more.get("RandomSampler")):
         return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     return type(sampler) in (
-        SequentialSampler, DistributedSampler, BalancedSampler, ShardedSampler
+        SequentialSampler, DistributedSampler, BalancedSampler, ShardedSampler,
+        more.get("StatefulDistributedSampler"),
     )  # fmt: skip
 
 
@@ -83,24 +91,32 @@ def _check(loader: DataLoader[Any], base: Any) -> None:
             "this loader has been prepared by Accelerate: call guard.protect first, and "
             "accelerator.prepare on what it returns"
         )
-    if type(loader) is not DataLoader:
+    more = stateful_types()
+    if type(loader) not in (DataLoader, more.get("StatefulDataLoader")):
         raise TypeError(
             f"expected a torch.utils.data.DataLoader, got {type(loader).__name__}, whose own "
             "behaviour would be lost. Build it over guard.balanced_view instead, and wrap the "
             "criterion with guard.loss"
+        )
+    if isinstance(loader.dataset, (GuardedDataset, BalancedView)):
+        raise ValueError(
+            "this loader is guarded already: call guard.protect once, before the loop, with the "
+            "loader of your own dataset"
         )
     if loader.dataset is not base:
         raise ValueError(
             f"the loader's dataset ({type(loader.dataset).__name__}) is not the one that this "
             f"guard was made for ({type(base).__name__}). Make the guard for loader.dataset"
         )
-    batches = loader.batch_sampler
+    refuse_mixing(loader.collate_fn)
+    check_no_state(loader)
+    batches: Any = loader.batch_sampler
     if batches is None:
         raise TypeError(
             "a loader with batch_size=None yields single samples, which the loss can't balance; "
             "give it a batch_size"
         )
-    if type(batches) is not BatchSampler:
+    if type(batches) not in (BatchSampler, more.get("BatchSampler")):
         raise TypeError(
             f"{type(batches).__name__} decides itself what a batch holds, so it can't be carried "
             "over. Use it over guard.balanced_view, and wrap the criterion with guard.loss"

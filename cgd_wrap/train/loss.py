@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -15,20 +14,19 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.functional import LossTerms, Normalisers, SampleWeights, cgd_loss_terms
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
-from cgd_wrap.train.criteria import Criterion, class_weight, per_sample
-from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.batch_checks import UNTAGGED, BatchChecks, refuse_second_call
+from cgd_wrap.train.criteria import Criterion, take_apart
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
 
-logger = logging.getLogger(__name__)
-
 __all__ = ["CGDLoss", "Criterion", "clean_share"]
-CHECK_EVERY = 100  # steps between checks for untagged batches on a GPU, as a check waits
 
 
 def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, "classes"]:
-    """Share of an epoch's indices that are clean samples of each class, in [0, 1]."""
+    """Share of an epoch's indices that are clean samples of each class, times the class' weight."""
     labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
-    return torch.bincount(labels[clean], minlength=table.num_classes) / max(len(indices), 1)
+    counts = torch.bincount(labels[clean], minlength=table.num_classes)
+    return counts * table.tensors["class_weight"] / max(len(indices), 1)
 
 
 class CGDLoss(nn.Module):
@@ -39,6 +37,12 @@ class CGDLoss(nn.Module):
     the criterion itself. The loss is computed in fp32, whatever type the outputs have. In a
     checkpoint the criterion's tensors keep the names that they have without the guard.
 
+    A criterion with ``reduction="sum"`` makes a sum of the guarded loss, too: the mean, times what
+    the criterion's mean is divided by.
+
+    Under ``torch.compile`` the batches aren't checked, but that ``strict`` still ends a step
+    without tags, with a RuntimeError.
+
     Args:
         table: table of what the loss knows of each sample.
         share: for each class, the share of an epoch's samples that are clean samples of the class,
@@ -47,11 +51,17 @@ class CGDLoss(nn.Module):
             trained model.
         criterion: ``nn.CrossEntropyLoss``, any criterion with ``reduction``, a function with a
             ``reduction`` argument, or one that ``torch.func.vmap`` can take apart by sample.
-            Default: cross entropy.
+            Default: cross entropy. Of a guarded loss, its criterion is taken.
+        epochs: indices that the guard's sampler draws, which show if another draws. None: not
+            known.
 
     Attributes:
+        reduction: what the criterion makes of the samples' losses, ``"mean"`` or ``"sum"``.
         last_terms: the parts of the last guarded loss, detached, on the device.
-        untagged_batches: number of training batches without any tag, among the batches checked.
+
+    Raises:
+        TypeError: the criterion can't be computed sample by sample.
+        ValueError: the criterion is no mean or sum over samples.
     """
 
     def __init__(
@@ -60,17 +70,27 @@ class CGDLoss(nn.Module):
         share: Float[Tensor, "classes"],
         config: CGDConfig,
         criterion: Criterion | None = None,
+        *,
+        epochs: EpochIndices | None = None,
     ) -> None:
         super().__init__()
         self.table, self.share, self.config = table, share, config.decided(trained=True)
+        if isinstance(criterion, CGDLoss):
+            criterion = criterion.criterion
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
+        self._apart = take_apart(self.criterion, table.num_classes)
+        self.reduction = self._apart.reduction
+        self._checks = BatchChecks(strict=config.strict, epochs=epochs)
         self._prefix = ""
         self.register_state_dict_post_hook(_leave_out_criterion)
         self.register_load_state_dict_pre_hook(_put_in_criterion)
         self.register_load_state_dict_post_hook(_name_faults_without_criterion)
         self.last_terms: LossTerms | None = None
-        self.untagged_batches = 0
-        self._steps = 0
+
+    @property
+    def untagged_batches(self) -> int:
+        """Number of training batches without any tag, among the batches looked at."""
+        return self._checks.untagged_batches
 
     @classmethod
     def for_result(
@@ -96,7 +116,7 @@ class CGDLoss(nn.Module):
         assert config.guidance_weight is not None
         config = config.replace(guidance_weight=config.guidance_weight * earned)
         epochs = EpochIndices.for_result(result, config, table)
-        return cls(table, clean_share(table, epochs.of(0)), config, criterion)
+        return cls(table, clean_share(table, epochs.of(0)), config, criterion, epochs=epochs)
 
     def forward(
         self, outputs: Float[Tensor, "b classes"], targets: Shaped[Tensor, "b *rest"]
@@ -105,10 +125,11 @@ class CGDLoss(nn.Module):
 
         Raises:
             ValueError: the outputs have another number of classes; training targets are floats,
-                which have lost the sample's index; or, with ``strict``, a training batch has no
-                tags.
+                which have lost the sample's index; the same outputs come again with other tags,
+                as in mixup by two calls; or, with ``strict``, a training batch has no tags, or
+                another sampler than the guard's draws the samples.
         """
-        training = self.training and outputs.requires_grad
+        training = self._trains(outputs)
         if targets.ndim != 1 or targets.is_floating_point():
             if training:
                 raise ValueError(
@@ -117,44 +138,70 @@ class CGDLoss(nn.Module):
                     "mixup and CutMix (timm: --mixup 0 --cutmix 0) and soft or one-hot labels."
                 )
             return self._plain(outputs, targets)
-        if not training:
-            tagged = is_tagged(targets)
-            if not bool(tagged.any()):
-                return self._plain(outputs, targets)
-        elif self._is_untagged(targets):
-            return self._plain(outputs, targets)
-        return self.terms(outputs, targets).total + self._untagged_part(outputs, targets)
+        if torch.compiler.is_compiling():
+            return self._compiled(outputs, targets, training=training)
+        if training:
+            refuse_second_call(outputs, targets)
+            untagged = self._checks.look(targets)
+        else:
+            untagged = not bool(is_tagged(targets).any())
+        return self._plain(outputs, targets) if untagged else self._guarded(outputs, targets)
+
+    def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Turn tagged targets into the given labels, for a loop's own training accuracy."""
+        return self.table.decode(targets)
 
     def terms(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, "b"]) -> LossTerms:
         """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
-        if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
-            raise ValueError(
-                f"the model's outputs have shape {list(outputs.shape)}, but the guard knows "
-                f"{self.table.num_classes} classes: expected [B, {self.table.num_classes}]"
-            )
+        self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
             outputs = outputs.float()
-            tagged, index = is_tagged(targets), tagged_index(targets)
-            table = self.table.on(outputs.device)
-            labels = table["labels"][index]
-            clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
-            pull = table["guidance_weight"][index] * triggered
-            push = table["triggered_weight"][index] * triggered
-            by_class = class_weight(self.criterion, outputs)
-            alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
-            assert alpha is not None
-            assert beta is not None
-            terms = cgd_loss_terms(
-                outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
-                alpha=alpha, beta=beta,
-                temperature=self.config.temperature, epsilon=self.config.epsilon,
-                weights=SampleWeights(guidance=pull, unlearning=push),
-                clean_nll=self._per_sample(outputs, labels),
-                normalisers=self._normalisers(
-                    tagged, clean * by_class[labels], pull, push, by_class,
-                    over_processes=self.training and outputs.requires_grad and is_distributed(),
-                ),
-            )  # fmt: skip
+            return self._terms(outputs, targets, self._losses(outputs, targets))
+
+    def _guarded(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The parts of the loss over tagged samples, and the criterion over untagged samples."""
+        self._check_classes(outputs)
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.float()
+            losses = self._losses(outputs, targets)
+            terms = self._terms(outputs, targets, losses)
+            return terms.total + self._untagged_part(outputs, targets, losses)
+
+    def _compiled(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
+        """The loss without a branch that depends on values: no graph break."""
+        tagged = is_tagged(targets).any()
+        if training:
+            if self.config.strict:
+                torch._assert_async(tagged, UNTAGGED)
+            return self._guarded(outputs, targets)
+        if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
+            return self._plain(outputs, targets)
+        plain = self._plain(outputs, torch.where(tagged, torch.zeros_like(targets), targets))
+        return torch.where(tagged, self._guarded(outputs, targets), plain)
+
+    def _terms(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> LossTerms:
+        tagged, index = is_tagged(targets), tagged_index(targets)
+        table = self.table.on(outputs.device)
+        labels = table["labels"][index]
+        clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
+        pull = table["guidance_weight"][index] * triggered
+        push = table["triggered_weight"][index] * triggered
+        balance = table["class_weight"][labels]
+        alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
+        assert alpha is not None
+        assert beta is not None
+        terms = cgd_loss_terms(
+            outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
+            alpha=alpha, beta=beta,
+            temperature=self.config.temperature, epsilon=self.config.epsilon,
+            weights=SampleWeights(guidance=pull, unlearning=push),
+            clean_nll=losses * balance,
+            normalisers=self._normalisers(
+                tagged, clean * balance, labels, pull, push,
+                self._apart.weights(self.criterion, outputs),
+                over_processes=self._trains(outputs) and is_distributed(),
+            ),
+        )  # fmt: skip
         self.last_terms = LossTerms(*(term.detach() for term in terms))
         return terms
 
@@ -162,6 +209,7 @@ class CGDLoss(nn.Module):
         self,
         tagged: Tensor,
         clean: Tensor,
+        labels: Tensor,
         pull: Tensor,
         push: Tensor,
         by_class: Tensor,
@@ -169,49 +217,53 @@ class CGDLoss(nn.Module):
         over_processes: bool,
     ) -> Normalisers:
         if self.config.normalise_by == "expectation":
-            expected = tagged.sum() * (self.share.to(clean.device) * by_class).sum()
+            share = self.share.to(clean.device)
+            # The loss is divided by the weight of the clean samples that a batch holds on average.
+            # A sum is that loss times the weight of the batch, if all its samples were clean.
+            expected = (
+                share.sum() if self.reduction == "sum" else tagged.sum() * (share * by_class).sum()
+            )
             return Normalisers(expected, expected, expected)
-        counts = Normalisers.of_batch(clean, pull, push)
-        if not over_processes:  # an evaluation may run on one process alone
-            return counts
-        # DDP averages the gradients of the processes. With counts over all processes, divided by
-        # the number of processes, the average is the gradient of the whole batch, however the
-        # batch was dealt to the processes.
-        total = torch.stack(list(counts))
-        dist.all_reduce(total)
-        return Normalisers(*(total / dist.get_world_size()).unbind())
-
-    def _per_sample(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return per_sample(self.criterion)(outputs, labels)
-
-    def _is_untagged(self, targets: Tensor) -> bool:
-        """Whether a training batch has no tag; on a GPU, only some batches are checked.
-
-        Each check waits for the GPU.
-        """
-        self._steps += 1
-        look = targets.device.type == "cpu" or self.config.strict
-        if not (look or self._steps % CHECK_EVERY == 1) or bool(is_tagged(targets).any()):
-            return False
-        message = (
-            "a training batch without tags reached the guarded loss: it is trained on unguarded. "
-            "Load guard.dataset or guard.balanced_view, or use guard.protect."
+        weight = by_class[labels]
+        counts = torch.stack(
+            [*Normalisers.of_batch(clean * weight, pull, push), (tagged * weight).sum()]
         )
-        if self.config.strict:
-            raise ValueError(message)
-        if not self.untagged_batches:
-            logger.warning("%s%s", message[0].upper(), message[1:])
-        self.untagged_batches += 1
-        return True
+        if over_processes:  # an evaluation may run on one process alone
+            # DDP averages the gradients of the processes. With counts over all processes, divided
+            # by the number of processes, the average is the gradient of the whole batch, however
+            # the batch was dealt to the processes.
+            dist.all_reduce(counts)
+            counts = counts / dist.get_world_size()
+        *divisors, whole = counts.unbind()
+        # A sum is the mean times what the criterion's mean over all these samples is divided by.
+        return Normalisers(*(d / whole if self.reduction == "sum" else d for d in divisors))
 
-    def _untagged_part(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The criterion's mean over the untagged samples of a batch; 0 if all are tagged."""
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The criterion's loss of each sample, with the given label or the untagged target."""
+        return self._apart.losses(self.criterion, outputs, self.labels(targets))
+
+    def _untagged_part(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+        """The criterion over the untagged samples of a batch; 0 if all are tagged."""
         untagged = ~is_tagged(targets)
+        total = torch.where(untagged, losses, 0.0).sum()
+        if self.reduction == "sum":
+            return total
         labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
-        weight = class_weight(self.criterion, outputs.float())[labels] * untagged
-        losses = torch.where(untagged, self._per_sample(outputs.float(), labels), 0.0)
-        total = weight.sum()
-        return losses.sum() / torch.where(total > 0, total, torch.ones_like(total))
+        weights = self._apart.weights(self.criterion, outputs)
+        # A label outside the classes is one that the criterion ignores.
+        inside = untagged & (labels >= 0)
+        divisor = (weights[labels.clamp(min=0)] * inside).sum()
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+    def _trains(self, outputs: Tensor) -> bool:
+        return self.training and outputs.requires_grad and torch.is_grad_enabled()
+
+    def _check_classes(self, outputs: Tensor) -> None:
+        if outputs.ndim != 2 or outputs.shape[1] != self.table.num_classes:
+            raise ValueError(
+                f"the model's outputs have shape {list(outputs.shape)}, but the guard knows "
+                f"{self.table.num_classes} classes: expected [B, {self.table.num_classes}]"
+            )
 
     def _plain(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self.criterion(outputs, targets)

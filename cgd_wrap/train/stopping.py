@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.prediction import predict_with_labels
 
-logger = logging.getLogger(__name__)
+logger = escaped_logger(__name__)
 
 
 class ToleranceRule:
@@ -88,12 +88,16 @@ class CleanAccuracyStopping:
             model: holds the weights that the run goes on from, which count as accepted.
         """
         rule = CleanAccuracyStopping(self.loader, self.rule.tolerance)
-        for accuracy in history:
-            rule.history.append(accuracy)
-            rule.rule.update(accuracy)
-        if history:
-            rule._accept(model)
+        rule.go_on(history, model)
         return rule
+
+    def go_on(self, history: Sequence[float], model: nn.Module) -> None:
+        """Take over the accuracies of an interrupted run, as :meth:`resumed` does, in place."""
+        for accuracy in history:
+            self.history.append(accuracy)
+            self.rule.update(accuracy)
+        if history:
+            self._accept(model)
 
     def _accept(self, model: nn.Module) -> None:
         state = unwrapped(model).state_dict()
@@ -101,6 +105,13 @@ class CleanAccuracyStopping:
 
     def restore(self, model: nn.Module) -> None:
         """Put back the last accepted weights, if the rule has fired."""
-        if self.rule.stopped and self._accepted is not None:
-            with torch.no_grad():
-                unwrapped(model).load_state_dict(copy.copy(self._accepted))
+        if self.rule.stopped:
+            self.put_back(model)
+
+    def put_back(self, model: nn.Module) -> bool:
+        """Put back the last accepted weights; returns whether there are any."""
+        if self._accepted is None:
+            return False
+        with torch.no_grad():
+            unwrapped(model).load_state_dict(copy.copy(self._accepted))
+        return True

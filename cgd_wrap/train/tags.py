@@ -45,6 +45,8 @@ class SampleTable:
         triggered: members of the triggered split, bool [N].
         triggered_weight: weight of the unlearning, float32 [N].
         guidance_weight: weight of the guidance, float32 [N].
+        class_weight: weight of the clean samples of each class, float32 [C]; see
+            :func:`~cgd_wrap.functional.split.draw_weight`.
         teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
         teacher: CLIP's logits of the triggered samples, float32 [max(T, 1), C].
     """
@@ -55,6 +57,7 @@ class SampleTable:
         "triggered",
         "triggered_weight",
         "guidance_weight",
+        "class_weight",
         "teacher_row",
         "teacher",
     )
@@ -68,6 +71,7 @@ class SampleTable:
         triggered_weight: Float[Tensor, "n"],
         teacher: Float[Tensor, "t classes"],
         guidance_weight: Float[Tensor, "n"] | None = None,
+        class_weight: Float[Tensor, "classes"] | None = None,
     ) -> None:
         rows = triggered.long().cumsum(0) - 1
         self.tensors = {
@@ -76,6 +80,7 @@ class SampleTable:
             "triggered": triggered,
             "triggered_weight": triggered_weight,
             "guidance_weight": triggered.float() if guidance_weight is None else guidance_weight,
+            "class_weight": torch.ones(teacher.shape[1]) if class_weight is None else class_weight,
             "teacher_row": torch.where(triggered, rows, torch.zeros_like(rows)),
             "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
         }
@@ -87,8 +92,8 @@ class SampleTable:
 
         Args:
             result: result of the scan.
-            config: how triggered samples are weighed, and whether CLIP's logits are corrected for
-                labels that may be wrong.
+            config: how triggered samples and small classes are weighed, and whether CLIP's logits
+                are corrected for labels that may be wrong.
         """
         labels = result.labels
         ranks, triggered, teacher = result.entropy_map, result.split.triggered, result.teacher
@@ -108,12 +113,16 @@ class SampleTable:
             found = [one.label for one in result.poison_estimate.classes if one.found_by_clip_alone]
             weight = torch.where(torch.isin(labels, labels.new_tensor(found)), doubt, weight)
             teacher = functional.doubted_teacher(teacher, given, doubt[triggered])
+        drawn = torch.bincount(
+            labels[result.split.clean & ~result.held_out], minlength=teacher.shape[1]
+        )
         return cls(
             labels=labels,
             clean=result.split.clean,
             triggered=triggered,
             triggered_weight=weight,
             guidance_weight=doubt,
+            class_weight=functional.draw_weight(drawn, config.max_epoch_growth),
             teacher=teacher,
         )
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.utils import ParseKwargs
 
+from cgd_wrap.config.reading import load_yaml
 from cgd_wrap.guard import DEFAULT_CLIP
 
 ON: dict[str, Any] = {"action": "store_true"}
@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     first.add_argument("--config", "-c", type=Path)
     given, rest = first.parse_known_args(arguments)
     if given.config:
-        values = yaml.safe_load(given.config.read_text(encoding="utf-8"))
+        values = load_yaml(given.config)
         unknown = sorted(set(values) - {action.dest for action in parser._actions})
         if unknown:
             parser.error(f"{given.config}: unknown options {unknown}")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from cgd_wrap.adapters.timm import refuse_mixing
 from cgd_wrap.files import write_atomically
+from cgd_wrap.models.safe_loading import no_pickled_code
 
 logger = logging.getLogger("train")
 
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = timm.utils.init_distributed_device(args)
     torch.manual_seed(args.seed)  # every process starts from the same weights
     folder = results_folder(args)
-    run = build(args, device, folder)
+    # timm reads --initial-checkpoint and --resume, and older versions would run pickled code.
+    with no_pickled_code(), torch.serialization.safe_globals([argparse.Namespace]):
+        run = build(args, device, folder)
     timm.utils.random_seed(args.seed, args.rank)
     try:
         train(run, folder)

@@ -15,6 +15,7 @@ from missing import told_without
 from tiny_data import quick_config, reads_of
 from torch import nn
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from user_loop import train_epoch
 
 from cgd_wrap.adapters.lightning import CGDCallback
@@ -187,6 +188,50 @@ def test_a_resumed_run_draws_what_the_whole_one_would(tmp_path, workers):
     assert len(again.losses) == 2 * len(whole.losses) // 3
     assert again.losses == pytest.approx(whole.losses[-len(again.losses) :], rel=1e-6)
     assert len(callback.stopping.history) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [(DataLoader, 0), (DataLoader, 1), (StatefulDataLoader, 0), (StatefulDataLoader, 1)],
+)
+@pytest.mark.filterwarnings(
+    "ignore:You're resuming from a checkpoint that ended before",  # true without the callback
+    "ignore:'set_vital' is deprecated",  # torchdata 0.11 under torch 2.14
+)
+def test_a_run_resumed_in_mid_epoch_draws_what_was_left(tmp_path, kind, workers):
+    """FAULTS row 60."""
+
+    def run(checkpoint=None):
+        module, data = Classifier(), Samples()
+        guard = guard_of(module, data, quick_config(seed=SEED, exposure_rate=0.5))
+        loader = kind(data, 16, shuffle=True, num_workers=workers)
+        loader, module.criterion = guard.protect(loader, module.criterion)
+        callback = CGDCallback(guard)
+        keeper = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        trainer = trainer_of(callbacks=[callback, keeper], max_epochs=3, enable_checkpointing=True)
+        trainer.fit(module, loader, ckpt_path=checkpoint)
+        return module.losses, len(loader)
+
+    whole, batches = run()
+    for step in (batches + 2, 2 * batches):  # in the middle of the second epoch, and at its end
+        left, _ = run(tmp_path / f"step={step}.ckpt")
+        assert left == pytest.approx(whole[step:], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_is_said_once_with_its_step(caplog):
+    """FAULTS row 53: the host goes on, and nobody may take its weights for repaired."""
+    module, loader, callback = guarded()
+
+    class Overflow(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    pl_module.net[-1].weight.fill_(float("inf"))
+
+    trainer_of(callbacks=[callback, Overflow()]).fit(module, loader)
+    said = [r.getMessage() for r in caplog.records if "NaN or infinite since" in r.getMessage()]
+    assert len(said) == 1
+    assert "since step 3: the training has diverged" in said[0]
 
 
 def test_checkpoints_with_class_weights_go_from_guarded_to_unguarded_and_back(tmp_path):

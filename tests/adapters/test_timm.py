@@ -151,6 +151,20 @@ def test_each_sample_is_drawn_as_often_as_the_index_map_says(guard, use_prefetch
     assert criterion.untagged_batches == 0
 
 
+def test_a_loss_that_is_no_number_is_said_once_with_its_step(guard, caplog):
+    """FAULTS row 53."""
+    found, criterion = protect(guard, loader_of(guard.base))
+    targets = next(iter(found))[1]
+    for step in range(1, 5):
+        logits = torch.zeros(16, 3, requires_grad=True)
+        criterion(logits / (0 if step >= 3 else 1), targets)
+    criterion.eval()
+    criterion(torch.full((16, 3), float("nan")), targets)
+    said = [r.getMessage() for r in caplog.records if "NaN or infinite since" in r.getMessage()]
+    assert len(said) == 1
+    assert "since step 3: the training has diverged" in said[0]
+
+
 @pytest.mark.parametrize("use_prefetcher", [True, False])
 def test_a_resumed_loader_draws_the_epoch_that_it_is_told(guard, use_prefetcher):
     found, _ = protect(guard, loader_of(guard.base, use_prefetcher=use_prefetcher))

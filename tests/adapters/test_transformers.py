@@ -243,6 +243,25 @@ class Spoiler(TrainerCallback):
                 model.net[-1].weight.neg_().mul_(50)
 
 
+class Overflow(TrainerCallback):
+    """Makes a weight infinite after a step."""
+
+    def on_step_end(self, args, state, control, model=None, **others):
+        if state.global_step == 2:
+            with torch.no_grad():
+                model.net[-1].weight.fill_(float("inf"))
+
+
+def test_a_loss_that_is_no_number_is_said_once_with_its_step(tmp_path, caplog):
+    """FAULTS row 53: the Trainer's own logs show such a loss as 0."""
+    trainer, _, _ = guarded(tmp_path, gradient_accumulation_steps=2, logging_steps=1)
+    trainer.add_callback(Overflow())
+    trainer.train()
+    said = [r.getMessage() for r in caplog.records if "NaN or infinite since" in r.getMessage()]
+    assert len(said) == 1
+    assert "since step 3: the training has diverged" in said[0]
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_tolerance_rule_stops_and_restores(tmp_path, resumed):
     config = quick_config(tolerance=15.0, holdout_fraction=0.3)

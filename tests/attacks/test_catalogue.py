@@ -64,7 +64,9 @@ def test_parameters_of_its_own() -> None:
 
 
 def test_an_unknown_attack() -> None:
-    with pytest.raises(ValueError, match=r"no attack 'badnet'; known are badnets, blended, bpp,"):
+    with pytest.raises(
+        ValueError, match=r"no attack 'badnet', perhaps 'badnets'; known are badnets, blended, bpp,"
+    ):
         attack_of("badnet")
 
 

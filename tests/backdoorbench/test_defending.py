@@ -8,7 +8,7 @@ import pytest
 import torch
 from attack_record import SIZES, WRITTEN, write_tree
 
-from cgd_wrap import CGDConfig, cli
+from cgd_wrap import CGDConfig, TrainingDivergedError, cli
 from cgd_wrap.backdoorbench import (
     build_network,
     clean_images,
@@ -48,6 +48,15 @@ def test_everything_that_the_reference_writes_is_there(defended):
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found >= WRITTEN | {"defense/cgd/checkpoint/cgd_state_dict.pt"}
     assert set(defence.files.values()) <= {folder / name for name in found}
+
+
+def test_a_training_that_diverged_leaves_no_result(tmp_path):
+    """FAULTS row 53."""
+    folder = write_tree(tmp_path)
+    config = quick(epochs=1, learning_rate=1e30, max_gradient_norm=None)
+    with pytest.raises(TrainingDivergedError, match="the training has diverged"):
+        defend_folder(folder, clip=ByBrightness(), config=config, progress=False)
+    assert not list((folder / "defense").rglob("*.pt"))
 
 
 def test_the_result_holds_the_repaired_weights(defended):

@@ -12,7 +12,7 @@ from cgd_wrap.backdoorbench import (
 )
 from cgd_wrap.backdoorbench.epochs import EpochRows
 from cgd_wrap.backdoorbench.measuring import BenchData
-from cgd_wrap.train.fit import EpochRecord
+from cgd_wrap.train.epochs import EpochRecord
 
 
 def test_rows_and_checkpoints_of_the_epochs(tmp_path):

@@ -24,5 +24,5 @@ def test_vision_transformers_hold_their_resize_first():
 def test_unknown_networks_and_foreign_weights_are_refused():
     with pytest.raises(ValueError, match="no network 'my_net' is known"):
         build_network("my_net", 10)
-    with pytest.raises(ValueError, match="these are not the weights of a squeezenet1_0"):
+    with pytest.raises(ValueError, match="these are not the weights of 'squeezenet1_0'"):
         build_network("squeezenet1_0", 10, {"conv1.weight": torch.zeros(1)})

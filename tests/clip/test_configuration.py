@@ -144,6 +144,7 @@ def test_a_hub_tokenizer_is_made_from_the_configuration_that_was_checked(
     """The repository's main branch may say something else than the pinned revision."""
     change(folder, "text_cfg", hf_tokenizer_name="org/words", tokenizer_kwargs={"clean": "lower"})
     (folder / "tokenizer_config.json").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("cgd_wrap.clip.weights._snapshot", lambda *_: folder)
     monkeypatch.setattr(
         "open_clip.factory._get_hf_config", lambda *_, **__: pytest.fail("read again, unchecked")

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 from cgd_wrap.data.labels import label_column, read_labels
 from cgd_wrap.data.layout import SampleLayout
 from cgd_wrap.data.sources import readable
+from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import BadSampleError, DatasetError
 
 PLAIN = SampleLayout(0, 1)
@@ -86,7 +87,7 @@ def test_labels_changed_by_a_tables_transform():
 
 def test_tensor_labels_from_workers():
     items = with_labels([torch.tensor(y) for y in LABELS])
-    assert read_labels(items, PLAIN, 3, num_workers=1).tolist() == LABELS
+    assert read_labels(items, PLAIN, 3, workers=Workers(1)).tolist() == LABELS
 
 
 def test_labels_of_timm_and_wrapped_readers(tmp_path):
@@ -108,5 +109,5 @@ def test_samples_that_cannot_be_read():
     with pytest.raises(BadSampleError, match=r"sample 4 .*truncated"):
         read_labels(items, PLAIN, 3)
     expected = [0 if i == 4 else y for i, y in enumerate(LABELS)]
-    assert read_labels(items, PLAIN, 3, unreadable=0).tolist() == expected
-    assert read_labels(items, PLAIN, 3, unreadable=0, num_workers=1).tolist() == expected
+    assert read_labels(items, PLAIN, 3, bad={}).tolist() == expected
+    assert read_labels(items, PLAIN, 3, bad={}, workers=Workers(1)).tolist() == expected

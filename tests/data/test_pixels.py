@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import io
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from cgd_wrap.data.pixels import as_rgb, check_size, classify_failure, is_image, to_rgb
-from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.data.pixels import (
+    UnusableValuesError,
+    as_rgb,
+    check_file,
+    check_size,
+    deep_scales,
+    is_image,
+    to_rgb,
+)
+from cgd_wrap.errors import DatasetError
 
 SIZE = (4, 3)
 
@@ -105,69 +112,92 @@ def test_what_is_no_image(value):
         as_rgb(value)
 
 
-@pytest.mark.parametrize("worst", [-0.1, 1.1, float("nan")])
-def test_normalised_values_are_refused(worst):
-    image = torch.full((3, 4, 4), 0.5)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize(
+    ("worst", "reason", "message"),
+    [
+        (-0.5, "out_of_range", r"in \[0, 1\], got \[-0\.5.*clip_dataset="),
+        (1.5, "out_of_range", r"got \[0\.5, 1\.5.*clip_dataset="),
+        (float("nan"), "nonfinite", "1 of 48 values are NaN or infinite"),
+        (float("-inf"), "nonfinite", "1 of 48 values are NaN or infinite"),
+    ],
+)
+def test_one_impossible_value_is_named(worst, reason, message, as_array, kind):
+    """Row 54."""
+    image = torch.full((3, 4, 4), 0.5, dtype=kind)
     image[0, 0, 0] = worst
-    with pytest.raises(DatasetError, match="clip_dataset="):
-        as_rgb(image)
+    with pytest.raises(UnusableValuesError, match=message) as caught:
+        as_rgb(image.numpy() if as_array else image)
+    assert caught.value.reason == reason
+    assert isinstance(caught.value, DatasetError)
+
+
+def test_rounding_is_no_fault():
+    """Row 54: interpolation leaves values such as 1.0000001."""
+    image = torch.full((3, 4, 4), 1 + 2e-7)
+    image[0] = -1e-4
+    assert as_rgb(image).getpixel((0, 0)) == (0, 255, 255)
+
+
+@pytest.mark.parametrize("value", [np.int16(-5), np.int32(-1)])
+def test_negative_integers_are_refused(value):
+    with pytest.raises(UnusableValuesError, match=r"0 or more, got -.*clip_dataset="):
+        as_rgb(np.full((4, 4), value))
+
+
+@pytest.mark.parametrize(
+    ("top", "bits"), [(200, 8), (900, 10), (4095, 12), (16383, 14), (16384, 16), (65535, 16)]
+)
+@pytest.mark.parametrize("form", ["I;16", "I", "array", "tensor"])
+def test_the_largest_value_of_a_data_set_says_how_deep_it_is(top, bits, form):
+    """Row 11: cameras keep 12 bits in 16, which 8 bits fewer would leave black."""
+    deep = np.full((8, 8), top, dtype=np.int32 if form == "I" else np.uint16)
+    deep[0, 0] = top // 2
+    image = Image.fromarray(deep) if form.startswith("I") else deep
+    image = torch.from_numpy(deep.astype(np.int32)) if form == "tensor" else image
+    scales = deep_scales([image, Image.new("RGB", SIZE), np.zeros((8, 8, 3), np.uint8)])
+    assert scales == {"i": 2.0 ** (8 - bits)}
+    rgb = as_rgb(image, scales)
+    assert rgb.getpixel((1, 1)) == (top >> (bits - 8),) * 3
+    assert rgb.getpixel((0, 0)) == ((top // 2) >> (bits - 8),) * 3
+    brighter = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    assert as_rgb(brighter, scales).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("top", "scale"), [(0.5, 255.0), (200.0, 1.0), (4000.0, 2.0**-4)])
+def test_the_same_for_floats_of_an_image_file(top, scale):
+    image = Image.fromarray(np.full((8, 8), top, np.float32))
+    assert deep_scales([image]) == {"f": scale}
+    assert as_rgb(image, {"f": scale}).getpixel((0, 0)) == (round(top * scale),) * 3
+
+
+def test_images_of_8_bits_say_nothing_of_depth():
+    images = [Image.new("L", SIZE), np.zeros((4, 4), np.uint8), torch.rand(3, 4, 4), b"file"]
+    assert deep_scales(images) == {}
 
 
 def test_aspect_bomb():
-    check_size(640, 480, 224)
-    check_size(1, 1, 224)
-    check_size(4000, 4000, 224)
+    """Row 8."""
+    for width, height in [(640, 480), (1, 1), (4000, 4000), (12_000, 9000), (1, 1300)]:
+        check_size(width, height, 224)
     for width, height in [(1, 5000), (5000, 1)]:
-        with pytest.raises(Image.DecompressionBombError, match="5000"):
+        resized = " x ".join(str(224 * side) for side in (width, height))
+        message = rf"{width} x {height} pixels become {resized} when the shorter edge .* 224"
+        with pytest.raises(Image.DecompressionBombError, match=message):
             check_size(width, height, 224)
 
 
-def failure(action) -> Exception:
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        action()
-    return caught.value
-
-
-def read(path) -> Image.Image:
-    with Image.open(path) as image:
-        return to_rgb(image)
-
-
-def test_failures_of_real_files(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    jpeg, png = io.BytesIO(), io.BytesIO()
-    Image.fromarray(noise).save(jpeg, "jpeg")
-    Image.fromarray(noise).save(png, "png")
-    damaged = bytearray(png.getvalue())
-    damaged[60] ^= 0xFF
-    contents = {
-        "empty": b"",
-        "not_image": b"<html>404</html>",
-        "truncated": jpeg.getvalue()[:-200],
-        "corrupt": bytes(damaged),
-    }
-    for reason, data in contents.items():
-        path = tmp_path / f"{reason}.jpg"
-        path.write_bytes(data)
-        error = failure(lambda path=path: read(path))
-        assert classify_failure(error, str(path)) == reason
-        assert classify_failure(error) == reason
-    missing = str(tmp_path / "gone.jpg")
-    assert classify_failure(failure(lambda: Image.open(missing)), missing) == "missing"
-
-
-def test_failures_by_type():
-    cause = RuntimeError("loader")
-    cause.__cause__ = Image.DecompressionBombError("1000 x 1000")
-    reasons = {
-        "too_large": cause,
-        "no_permission": PermissionError(13, "denied"),
-        "io_error": OSError(5, "input/output error"),
-        "corrupt": zlib.error("bad"),
-        "not_image": UnidentifiedImageError("cannot identify image file <_io.BytesIO object>"),
-        "getitem_failed": KeyError("bug"),
-        "nonfinite": BadSampleError(1, "nonfinite", "x"),
-    }
-    assert {reason: classify_failure(error) for reason, error in reasons.items()} == {
-        reason: reason for reason in reasons
-    }
+def test_a_file_is_refused_by_its_header(tmp_path):
+    """Row 8: no pixel has been decoded."""
+    for name, image in {"thin": Image.new("L", (1, 5000)), "good": Image.new("L", SIZE)}.items():
+        image.save(tmp_path / f"{name}.png")
+    data = (tmp_path / "thin.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:50])  # the header is whole
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("thin", "cut"):
+        with pytest.raises(Image.DecompressionBombError, match="1 x 5000"):
+            check_file(str(tmp_path / f"{name}.png"))
+    for path in ("good.png", "text.png", "gone.png"):
+        check_file(str(tmp_path / path))
+    check_file(None)

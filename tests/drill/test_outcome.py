@@ -63,3 +63,10 @@ def test_text_names_suspects_and_shortfalls():
     assert "Suspected classes: cat; estimated poison: 8.0%" in outcome.as_text()
     assert "Falls short: clean accuracy is 10.0 points" in outcome.as_text()
     assert "none" in dataclasses.replace(outcome, suspected=[]).as_text()
+
+
+def test_names_of_classes_cannot_act_on_the_terminal():
+    """Row 44 of the faults: a name can't clear the screen, or forge a line."""
+    outcome = dataclasses.replace(outcome_of(HELD["clean"]), suspected=["cat\n\x1b[2J", "猫"])
+    assert r"Suspected classes: cat\x0a\x1b[2J, 猫; estimated poison: " in outcome.as_text()
+    assert outcome.as_dict()["suspected"] == ["cat\n\x1b[2J", "猫"]

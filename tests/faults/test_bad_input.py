@@ -135,7 +135,7 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
     torch.save(small_resnet(3, (8, 8, 8, 8)).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt can't be loaded as weights of Sequential"):
+    with pytest.raises(ValueError, match=r"other\.pt' can't be loaded as weights of Sequential"):
         attempt(tmp_path / "cache", suspicious=tmp_path / "other.pt")
     assert_nothing_was_done(tmp_path / "cache")
 

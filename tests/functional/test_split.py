@@ -47,6 +47,49 @@ def test_balance_fills_up_to_the_authors_class_counts(golden_split):
     assert torch.equal(torch.bincount(g["labels"][indices]), g["balanced_class_counts"])
 
 
+TAIL = torch.tensor([2000, 0, 500, 20, 40])
+
+
+@pytest.mark.parametrize(
+    ("growth", "draws"),
+    [
+        (None, [2000, 0, 2000, 2000, 2000]),
+        (4.0, [2000, 0, 2000, 2000, 2000]),
+        (2.0, [2000, 0, 1040, 1040, 1040]),
+        (1.0, [2000, 0, 500, 20, 40]),
+        (1.1, [2000, 0, 500, 158, 158]),
+    ],
+)
+def test_small_classes_are_filled_up_to_one_level(growth, draws):
+    assert functional.class_draws(TAIL, growth).tolist() == draws
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.floats(1, 30))
+def test_draws_keep_to_the_bound_and_to_every_sample(counts, growth):
+    given_counts = torch.tensor(counts)
+    draws = functional.class_draws(given_counts, growth)
+    assert (draws >= given_counts).all()
+    assert ((draws == 0) == (given_counts == 0)).all()
+    assert draws.sum() <= growth * given_counts.sum()
+    weight = functional.draw_weight(given_counts, growth)
+    there = given_counts > 0
+    assert torch.allclose(weight[there] * draws[there], given_counts.max().float())
+    assert (weight[~there] == 1).all()
+
+
+def test_balance_within_a_bound_draws_each_clean_sample():
+    labels = torch.arange(5).repeat_interleave(TAIL)
+    clean = torch.arange(len(labels)) % 10 != 3
+    indices = functional.balanced_indices(
+        labels, clean, generator=torch.Generator().manual_seed(0), growth=1.5
+    )
+    counts = torch.bincount(labels[clean], minlength=5)
+    assert torch.equal(
+        torch.bincount(labels[indices], minlength=5), functional.class_draws(counts, 1.5)
+    )
+    assert torch.equal(indices.unique(), clean.nonzero().squeeze(1))
+
+
 @given(st.integers(1, 200), st.floats(0, 0.9), st.floats(0, 1), st.integers(0, 9))
 def test_splits_are_disjoint_and_cover_all(size, sigma_clean, share, seed):
     generator = torch.Generator().manual_seed(seed)

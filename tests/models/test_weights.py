@@ -11,7 +11,7 @@ import torch
 from tiny_data import Tied, tiny_net
 from torch import nn
 
-from cgd_wrap.models.outputs import unwrapped
+from cgd_wrap.models.outputs import logits_of, unwrapped
 from cgd_wrap.models.weights import fresh_copy, hash_weights, load_checkpoint, write_weights
 
 
@@ -100,6 +100,165 @@ def test_statistics_of_batch_norm_start_anew():
     assert fresh[1].num_batches_tracked == 0
 
 
+class ExtraScale(nn.Linear):
+    """A parameter that the inherited ``reset_parameters`` doesn't know."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 3)
+        self.scale = nn.Parameter(torch.rand(3, 3))
+
+    def forward(self, x):
+        return super().forward(x) @ self.scale
+
+
+class ResetWithArguments(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 8))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
+
+
+class Positions(nn.Module):
+    """A constant, and indices that are a parameter, as some vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.arange(8) / 3)
+        self.index = nn.Parameter(torch.arange(8), requires_grad=False)
+        self.table = nn.Parameter(torch.rand(8, 2))
+
+
+@pytest.mark.parametrize("made", [ExtraScale, ResetWithArguments, Positions])
+def test_parameters_that_a_module_does_not_reset_itself_are_new(made):
+    model = made()
+    fresh = fresh_copy(model, seed=0)
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name)) == (name == "index"), name
+        assert parameter.isfinite().all()
+        assert parameter.requires_grad == (name != "index")
+    for name, buffer in fresh.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name)), name
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_frozen_batch_norm_holds_nothing_that_was_learned(library):
+    if library == "torchvision":
+        from torchvision.ops.misc import FrozenBatchNorm2d
+    else:
+        from timm.layers.norm_act import FrozenBatchNormAct2d as FrozenBatchNorm2d
+    norm = FrozenBatchNorm2d(4)
+    for buffer in norm.buffers():
+        buffer.fill_(7)
+    fresh = fresh_copy(nn.Sequential(nn.Conv2d(3, 4, 1), norm), seed=0)[1]
+    values = {name: float(buffer.mean()) for name, buffer in fresh.named_buffers()}
+    assert values == {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1} | {
+        name: 0 for name in values if name == "num_batches_tracked"
+    }
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    fresh = fresh_copy(model, seed=0)
+    assert fresh[1].weight is fresh[0].weight
+    assert not torch.equal(fresh[0].weight, model[0].weight)
+
+
+def with_another_head() -> nn.Module:
+    model = tiny_vit()
+    model.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(16, 5))
+    return model
+
+
+def with_another_activation() -> nn.Module:
+    model = tiny_vit()
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if "GELU" in type(child).__name__:
+                setattr(parent, name, nn.Tanh())
+    return model
+
+
+def of_a_class_that_needs_more() -> nn.Module:
+    from transformers import ViTForImageClassification
+
+    class Named(ViTForImageClassification):
+        def __init__(self, config, name):
+            super().__init__(config)
+            self.name = name
+
+    return Named(tiny_vit().config, "mine")
+
+
+def lora(**options) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    model = tiny_vit()
+    linear = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    targets = sorted(linear & {"q_proj", "v_proj", "query", "value"})
+    config = peft.LoraConfig(target_modules=targets, modules_to_save=["classifier"], **options)
+    return peft.get_peft_model(model, config)
+
+
+def lora_in_place() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    model = lora().get_base_model()
+    assert not isinstance(model, peft.PeftModel)
+    return model
+
+
+class Forwarding(nn.Module):
+    """A wrapper that passes attributes on, ``config`` and ``post_init`` among them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+WRAPPED = {
+    "forwarding wrapper": lambda: Forwarding(tiny_vit()),
+    "another head": with_another_head,
+    "another activation": with_another_activation,
+    "another __init__": of_a_class_that_needs_more,
+    "LoRA": lora,
+    "DoRA": lambda: lora(use_dora=True),
+    "LoRA in place": lora_in_place,
+    "in a module": lambda: nn.Sequential(nn.Identity(), tiny_vit()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_models_that_their_config_does_not_tell_are_copied_whole(kind):
+    model = WRAPPED[kind]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(7.0)
+    fresh = fresh_copy(model, seed=0)
+    assert type(fresh) is type(model)
+    names = [(name, type(module)) for name, module in model.named_modules()]
+    assert [(name, type(module)) for name, module in fresh.named_modules()] == names
+    for name, tensor in fresh.state_dict().items():
+        assert tensor.shape == model.state_dict()[name].shape
+        assert not torch.equal(tensor, model.state_dict()[name]), name
+    images = torch.rand(2, 3, 16, 16)
+    logits = logits_of(fresh(images))
+    assert logits.isfinite().all()
+    logits.sum().backward()
+    again = fresh_copy(model, seed=0)
+    assert torch.equal(logits_of(again.eval()(images)), logits_of(fresh.eval()(images)))
+
+
 def written(kind: str, folder: Path) -> Path:
     weights = tiny_net(seed=5).state_dict()
     if kind == "safetensors":
@@ -166,7 +325,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(write, tmp_path):
     path, proof = tmp_path / "weights.pt", tmp_path / "ran"
     write({"model": Harmful(proof)}, path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"weights\.pt can't be loaded"):
+    with pytest.raises(ValueError, match=r"weights\.pt' can't be loaded"):
         load_checkpoint(tiny_net(), path)
     assert not proof.exists()
     assert path.read_bytes() == before

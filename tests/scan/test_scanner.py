@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cgd_wrap.errors import BadSampleError, DatasetError
+from cgd_wrap.data.workers import Workers
+from cgd_wrap.errors import BadSampleError, CGDError, DatasetError
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
@@ -98,12 +99,12 @@ def test_batch_size_does_not_change_the_scores(tmp_path: Path, batch_size: int) 
 
 def test_any_number_of_processes_and_workers_writes_the_same_bytes(tmp_path: Path) -> None:
     images = Images(3 * UNIT_SIZE + 1, bad=[5, 2000])
-    options = {"record_bad": True, "max_bad_fraction": 1.0, "batch_size": 100}
+    options = {"max_bad_fraction": 1.0, "batch_size": 100}
     one, two, workers = (tmp_path / name / "clip" for name in ("one", "two", "workers"))
     scan(images, one, **options)
     for rank in (1, 0):
         scan(images, two, rank=rank, world=2, **options)
-    scan(images, workers, num_workers=2, **options)
+    scan(images, workers, workers=Workers(2), **options)
     expected = {p.name: p.read_bytes() for p in one.iterdir()}
     assert len(expected) == 5
     for other in (two, workers):
@@ -139,7 +140,7 @@ def test_what_stays_infinite_is_a_bad_sample(tmp_path: Path) -> None:
     images.pixels[17, 0, 0, 0] = 2.0
     with pytest.raises(BadSampleError, match=r"sample 17 is unusable \[nonfinite\]"):
         scan(images, tmp_path / "raise", overflowing)
-    store = scan(images, tmp_path / "record", overflowing, record_bad=True, max_bad_fraction=0.005)
+    store = scan(images, tmp_path / "record", overflowing, max_bad_fraction=0.005)
     assert bad_of(store) == {17: ["nonfinite", "the model's output is not finite", None]}
     found = logits_of(store)
     assert torch.equal(found[17], torch.zeros(4))
@@ -156,7 +157,7 @@ def test_raise_names_index_and_path_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_record_keeps_a_row_of_zeros_with_its_reason(tmp_path: Path, num_workers: int) -> None:
     images = Images(UNIT_SIZE + 30, bad=[0, 500, UNIT_SIZE])
-    store = scan(images, tmp_path, record_bad=True, max_bad_fraction=0.01, num_workers=num_workers)
+    store = scan(images, tmp_path, max_bad_fraction=0.01, workers=Workers(num_workers))
     assert bad_of(store) == {
         i: ["truncated", "OSError: too short", f"folder/{i}.jpg"] for i in (0, 500, UNIT_SIZE)
     }
@@ -167,13 +168,13 @@ def test_record_keeps_a_row_of_zeros_with_its_reason(tmp_path: Path, num_workers
 
 def test_a_unit_without_any_good_sample_has_its_width(tmp_path: Path) -> None:
     images = Images(UNIT_SIZE + 1, bad=[UNIT_SIZE])
-    store = scan(images, tmp_path, record_bad=True, max_bad_fraction=0.01)
+    store = scan(images, tmp_path, max_bad_fraction=0.01)
     assert logits_of(store).shape == (UNIT_SIZE + 1, 4)
 
 
 def test_too_many_bad_samples_end_the_scan(tmp_path: Path) -> None:
     images = Images(UNIT_SIZE + 30, bad=[3, 4, 5, UNIT_SIZE])
-    options = {"record_bad": True, "batch_size": 100}
+    options = {"batch_size": 100}
     with pytest.raises(DatasetError, match=r"4 samples .* max_bad_fraction allows \(3 of 1054\)"):
         scan(images, tmp_path / "a", max_bad_fraction=3 / 1054, **options)
     assert not (tmp_path / "a" / "00001.safetensors").exists()
@@ -184,9 +185,7 @@ def test_too_many_bad_samples_end_the_scan(tmp_path: Path) -> None:
 def test_a_sample_that_kills_its_worker_is_recorded(tmp_path: Path, kill, caplog) -> None:
     images = Images(UNIT_SIZE + 200, fatal=[700, UNIT_SIZE + 199], kill=kill)
     with caplog.at_level(logging.WARNING):
-        store = scan(
-            images, tmp_path, record_bad=True, max_bad_fraction=0.01, num_workers=2, batch_size=64
-        )
+        store = scan(images, tmp_path, max_bad_fraction=0.01, workers=Workers(2), batch_size=64)
     assert {index: why[0] for index, why in bad_of(store).items()} == {
         700: "worker_killed",
         UNIT_SIZE + 199: "worker_killed",
@@ -206,7 +205,7 @@ def test_a_worker_may_die_while_the_model_computes(tmp_path: Path) -> None:
 
     images = Images(UNIT_SIZE + 30, fatal=[UNIT_SIZE + 3])
     store = scan(
-        images, tmp_path, slowly, record_bad=True, max_bad_fraction=0.01, num_workers=1,
+        images, tmp_path, slowly, max_bad_fraction=0.01, workers=Workers(1),
         batch_size=UNIT_SIZE,
     )  # fmt: skip
     assert list(bad_of(store)) == [UNIT_SIZE + 3]
@@ -219,17 +218,17 @@ def test_no_worker_is_left_to_die_later(tmp_path: Path) -> None:
     """Else torch would raise in the user's code, when a second fatal sample is reached."""
     images = Images(64, fatal=range(20, 64))
     with pytest.raises(DatasetError, match="4 samples killed"):
-        scan(images, tmp_path, record_bad=True, max_bad_fraction=1.0, num_workers=2, batch_size=4)
+        scan(images, tmp_path, max_bad_fraction=1.0, workers=Workers(2), batch_size=4)
     assert multiprocessing.active_children() == []
 
 
 def test_a_killed_worker_raises_under_raise(tmp_path: Path) -> None:
     with pytest.raises(BadSampleError, match=r"sample 30 is unusable \[worker_killed\]"):
-        scan(Images(100, fatal=[30]), tmp_path, num_workers=1)
+        scan(Images(100, fatal=[30]), tmp_path, workers=Workers(1))
 
 
 def test_after_three_killed_workers_the_scan_gives_up(tmp_path: Path) -> None:
-    options = {"record_bad": True, "max_bad_fraction": 1.0, "num_workers": 1}
+    options = {"max_bad_fraction": 1.0, "workers": Workers(1)}
     store = scan(Images(64, fatal=[3, 4, 60]), tmp_path / "three", **options)
     assert list(bad_of(store)) == [3, 4, 60]
     with pytest.raises(DatasetError, match=r"4 samples killed .* sample 60"):
@@ -251,7 +250,7 @@ def test_an_error_in_a_worker_is_not_its_death(tmp_path: Path, kind, num_workers
     images = Raises(100)
     images.kind = kind
     with pytest.raises(kind, match="a fault of the transform"):
-        scan(images, tmp_path, record_bad=True, max_bad_fraction=1.0, num_workers=num_workers)
+        scan(images, tmp_path, max_bad_fraction=1.0, workers=Workers(num_workers))
 
 
 def test_workers_need_few_open_files(tmp_path: Path) -> None:
@@ -259,7 +258,7 @@ def test_workers_need_few_open_files(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         images = Images(2 * UNIT_SIZE)
-        store = scan(images, tmp_path, num_workers=2)
+        store = scan(images, tmp_path, workers=Workers(2))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     torch.testing.assert_close(logits_of(store), images.pixels.flatten(1) @ WEIGHTS)
@@ -277,26 +276,60 @@ def test_a_model_of_another_width_is_refused_at_its_first_batch(tmp_path: Path) 
     assert score.sizes == [64]  # 50, filled up to a multiple of 16
 
 
-def test_when_memory_runs_out_batches_are_halved(tmp_path: Path, caplog) -> None:
+def too_much_for_a_gpu() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+SHORTAGES = [too_much_for_a_gpu, lambda: torch.empty(2**60), lambda: np.empty(2**58)]
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["GPU", "CPU", "array"])
+def test_when_memory_runs_out_batches_are_halved(tmp_path: Path, shortage, caplog) -> None:
+    """Row 40, and the same on a CPU."""
     score = Linear()
 
     def within_memory(images: Tensor, *, full_precision: bool) -> Tensor:
         if len(images) > 40:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            shortage()
         return score(images, full_precision=full_precision)
 
     images = Images(UNIT_SIZE + 30)
     with caplog.at_level(logging.WARNING):
         store = scan(images, tmp_path, within_memory, batch_size=256)
     torch.testing.assert_close(logits_of(store), images.pixels.flatten(1) @ WEIGHTS)
-    assert "batches of 32" in caplog.text
+    assert "memory ran out; going on with batches of 32" in caplog.text
     assert max(score.sizes) == 32
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["GPU", "CPU", "array"])
+def test_memory_for_not_even_one_image_is_an_error(tmp_path: Path, shortage) -> None:
+    """Row 40."""
+
+    def never_enough(images: Tensor, *, full_precision: bool) -> Tensor:
+        shortage()
+        return images
+
+    with pytest.raises(CGDError, match=r"memory ran out on cpu even with a batch size of 1: "):
+        scan(Images(100), tmp_path, never_enough)
+
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(1)])
+def test_memory_that_runs_out_while_a_batch_is_read(tmp_path: Path, workers, caplog) -> None:
+    """Row 40."""
+
+    class Heavy(Images):
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.empty(2**60)
+
+    with pytest.raises(CGDError, match="even with a batch size of 1"):
+        scan(Heavy(100), tmp_path, workers=workers, batch_size=4)
+    assert "going on with batches of 2" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_random_streams_are_left_alone(tmp_path: Path, num_workers: int) -> None:
     # Not Python's own stream: beartype, which is at work in these tests, draws from it.
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    scan(Images(300), tmp_path, num_workers=num_workers)
+    scan(Images(300), tmp_path, workers=Workers(num_workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]

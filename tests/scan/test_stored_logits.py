@@ -7,7 +7,7 @@ from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
 from cgd_wrap.scan.stored_logits import (
     CombinedLogits,
     StoredLogits,
-    bad_rows,
+    bad_samples,
     members_of,
     stored_logits,
 )
@@ -37,7 +37,7 @@ def test_combined_logits_are_the_mean_of_log_softmaxes_unit_by_unit(tmp_path):
     assert [bad_here for *_, bad_here in units] == [bad[0], {1030: bad[1][1030]}]
     wanted = torch.tensor([0, 1023, 1024, 1073])
     torch.testing.assert_close(combined.rows(wanted), expected[wanted])
-    assert bad_rows(combined) == [3, 1030]
+    assert list(bad_samples(combined)) == [3, 1030]
     assert members_of(combined) == tuple(members)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cgd_wrap import CGDConfig
+from cgd_wrap.errors import CGDError
 from cgd_wrap.models.weights import fresh_copy
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.suspicious_training import train_suspicious
@@ -87,3 +88,21 @@ def test_a_last_batch_of_one_sample_is_left_out():
 def test_small_data_sets_get_small_batches():
     model = trained(suspicious_batch_size=256, suspicious_epochs=1)
     assert model[1].num_batches_tracked == 2  # of 32 and 16 samples
+
+
+def test_memory_that_runs_out_names_the_batch_size():
+    """Row 40: a smaller batch would train another model, so that is the user's choice."""
+
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 2)
+
+        def forward(self, images):
+            return self.head(torch.empty(2**60))
+
+    with pytest.raises(CGDError, match=r"in a step of 8 samples; suspicious_batch_size .*allocate"):
+        train_suspicious(
+            Greedy(), Bright(), LABELS, READABLE, CGDConfig(suspicious_batch_size=8),
+            Runtime(torch.device("cpu")), progress=False,
+        )  # fmt: skip

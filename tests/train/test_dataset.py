@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cgd_wrap.data import SampleLayout
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
-from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.tags import TAG
 
 Triple = namedtuple("Triple", "image label name")

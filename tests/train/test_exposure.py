@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from cgd_wrap import BalancedSampler
 from cgd_wrap.data.layout import SampleLayout
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, Exposure, pack, unpack
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
 
 SIZE = 40

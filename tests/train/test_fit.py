@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from cgd_wrap import BalancedSampler, CGDConfig, CGDGuard, CGDLoss
 from cgd_wrap.data import SampleLayout
 from cgd_wrap.train.dataset import GuardedDataset
-from cgd_wrap.train.fit import EpochRecord, fit
+from cgd_wrap.train.epoch_indices import EpochIndices
+from cgd_wrap.train.epochs import EpochRecord
+from cgd_wrap.train.fit import fit
 from cgd_wrap.train.loss import clean_share
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.stopping import CleanAccuracyStopping
 
 
@@ -119,6 +120,19 @@ def test_an_epoch_is_cut_off():
     history = trained(model, epochs=3, max_batches_per_epoch=2)
     assert model.batches == 6
     assert history[-1].learning_rate < 0.1 * 0.05  # the schedule knows of it
+
+
+def test_epochs_that_are_cut_off_have_their_own_samples():
+    seen: list[list[float]] = [[], [], []]
+
+    def note(module, inputs):
+        if module.training:
+            seen[module.batches // 2] += inputs[0].sum(dim=(1, 2, 3)).tolist()
+
+    model = Counting()
+    model.register_forward_pre_hook(note)
+    trained(model, epochs=3, max_batches_per_epoch=2)
+    assert seen[0] != seen[1] != seen[2]
 
 
 def test_mixed_precision_trains_and_leaves_the_model_in_fp32():

@@ -20,8 +20,8 @@ from torch.utils.data import (
 from cgd_wrap import BalancedSampler
 from cgd_wrap.data import SampleLayout
 from cgd_wrap.train.dataset import GuardedDataset
+from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.loaders import KEPT, guarded_loader
-from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
 
 SIZE = 40

@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import pickle
+from typing import Any
 
 import linear_training
 import pytest
@@ -209,6 +210,14 @@ def test_channels_last_nets_train():
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_labels_are_those_of_the_tags():
+    loss, index = loss_of(), torch.tensor([3, 15, 22])
+    targets = torch.cat([index + TAG, torch.tensor([1, 4])])
+    expected = [*loss.table.tensors["labels"][index].tolist(), 1, 4]
+    assert loss.labels(targets).tolist() == expected
+    assert loss.labels(targets[None])[0].tolist() == expected
+
+
 # --- misuse -------------------------------------------------------------------------------------
 
 
@@ -364,7 +373,7 @@ def test_accumulated_gradients_are_the_whole_batchs(order, micro_batches, criter
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(tmp_path_factory) -> list[dict[tuple[str, str, bool], Tensor]]:
+def on_two_processes(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ddp")
     run_python(linear_training.__file__, str(folder), processes=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -378,5 +387,10 @@ def test_ddp_gradients_are_the_whole_batchs(order, normalise_by, weighted, on_tw
     loss = loss_of(criterion, normalise_by=normalise_by)
     whole = gradient(loss, torch.tensor(ORDERS[order]), inputs(16))
     for found in on_two_processes:
-        flat = found[order, normalise_by, weighted]
+        flat = found["gradients"][order, normalise_by, weighted]
         torch.testing.assert_close(flat, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_process_that_asks_the_sampler_tells_that_none_was_asked(on_two_processes):
+    """Others may get their batches sent by it, as under Accelerate's ``dispatch_batches``."""
+    assert [found["alarm"] for found in on_two_processes] == [True, False]

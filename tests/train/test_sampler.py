@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from cgd_wrap import BalancedSampler
-from cgd_wrap.train.sampler import EpochIndices
+from cgd_wrap.train.epoch_indices import EpochIndices
 
 
 def epochs_of(size: int = 60, seed: int = 0) -> EpochIndices:

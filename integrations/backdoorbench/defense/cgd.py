@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import nn
 
@@ -32,6 +31,7 @@ from cgd_wrap.backdoorbench import (
     in_words,
     read_attack_result,
 )
+from cgd_wrap.config.reading import load_yaml
 from cgd_wrap.guard import DEFAULT_CLIP
 
 logger = logging.getLogger("cgd_wrap.backdoorbench")
@@ -62,7 +62,7 @@ class CGD:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        settings = yaml.safe_load(Path(args.yaml_path).read_text(encoding="utf-8")) or {}
+        settings = load_yaml(Path(args.yaml_path)) or {}
         settings.update({name: value for name, value in vars(args).items() if value is not None})
         for name, accepted in REFUSED.items():
             if settings.pop(name, None) not in accepted:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cgd_wrap import CGDConfig, CGDLoss
+from cgd_wrap.train.batch_checks import BatchChecks
 from cgd_wrap.train.loss import clean_share
+from cgd_wrap.train.sampler import EpochIndices
 from cgd_wrap.train.tags import TAG
 
 FEATURES = 6
@@ -49,6 +51,20 @@ def linear() -> nn.Linear:
     return net
 
 
+def alarm() -> bool:
+    """Whether batches are taken for another sampler's, where the guard's hasn't been asked."""
+    index = torch.arange(TABLE_SIZE)
+    checks = BatchChecks(
+        strict=True, epochs=EpochIndices(index % 3, index < 12, (index > 11).long())
+    )
+    try:
+        for batch in index.split(4):
+            checks.look(batch + TAG)
+    except ValueError:
+        return True
+    return False
+
+
 def main(folder: str) -> None:
     """What each of torchrun's two processes does; both store the synchronised gradients."""
     dist.init_process_group("gloo")
@@ -67,7 +83,7 @@ def main(folder: str) -> None:
                 loss_of(criterion, normalise_by=normalise_by)(outputs, mine + TAG).backward()
                 flat = torch.cat([p.grad.flatten() for p in net.parameters()])
                 found[order, normalise_by, weighted] = flat
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save({"gradients": found, "alarm": alarm()}, f"{folder}/{rank}.pt")
     dist.barrier()  # gloo aborts a process whose peer has left
     dist.destroy_process_group()
 

@@ -1,0 +1,147 @@
+"""Worker processes that note which sample they are reading, and how their death is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from cgd_wrap.errors import BadSampleError, CGDError
+
+LOOK = 5.0  # seconds without a sample after which the workers are looked at
+NOBODY = -1.0  # in a worker's notes: it is at no sample
+
+Sample = tuple[int, Any]  # index, and the value or the BadSampleError of reading it
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that read samples.
+
+    Attributes:
+        count: number of processes. 0 reads in this process, as a DataLoader does: a sample that
+            crashes then takes this process along, and one that hangs is waited for.
+        timeout: seconds after which a worker that is still at the same sample is killed; None
+            waits forever.
+    """
+
+    count: int = 0
+    timeout: float | None = None
+
+
+HERE = Workers()
+
+
+class Notes:
+    """A row for each worker, in shared memory: the sample it is at, since when, and its process."""
+
+    def __init__(self, count: int) -> None:
+        self.table = torch.full((count, 3), NOBODY, dtype=torch.float64)
+        if count:
+            self.table.share_memory_()
+        self.stalled = set[int]()
+
+    def suspects(self) -> list[int]:
+        """Samples that workers are at, or were at when they ended."""
+        return sorted({int(index) for index, _, _ in self.table.tolist() if index != NOBODY})
+
+    def kill_stalled(self, timeout: float | None) -> None:
+        """Kill the workers that have been at the same sample for ``timeout`` seconds."""
+        for index, since, process in self.table.tolist():
+            late = timeout is not None and time.monotonic() - since >= timeout
+            if index != NOBODY and late:
+                self.stalled.add(int(index))
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class Noted(Dataset[Sample]):
+    """Returns our errors as values, since a worker survives them so, and notes where it is."""
+
+    def __init__(self, view: Any, bad: Mapping[int, BadSampleError], notes: Tensor) -> None:
+        self.view, self.bad, self.notes = view, bad, notes
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            return index, self.bad[index]
+        worker = get_worker_info()
+        if worker is None:
+            return index, self._read(index)
+        row = self.notes.numpy()[worker.id]
+        row[1], row[2] = time.monotonic(), os.getpid()
+        row[0] = index
+        value = self._read(index)
+        row[0] = NOBODY
+        return index, value
+
+    def _read(self, index: int) -> Any:
+        try:
+            return self.view[index]
+        except CGDError as error:
+            return error
+
+
+def stack_tensors(samples: list[Sample]) -> tuple[list[int], Any, list[Sample]]:
+    """Stack images into one tensor, since each tensor of a worker takes an open file to send."""
+    images = [(index, value) for index, value in samples if isinstance(value, Tensor)]
+    others = [sample for sample in samples if not isinstance(sample[1], Tensor)]
+    values: Any = [value for _, value in images]
+    if len({(value.shape, value.dtype) for value in values}) == 1:
+        values = torch.stack(values)
+    return [index for index, _ in images], values, others
+
+
+@contextmanager
+def batches_of(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """Iterate over a loader's batches; on leaving, the loader's workers have ended.
+
+    When a worker dies, torch raises an error in whatever code the main process is running. If a
+    worker were left at work on a sample that kills it, this could be the user's code.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        end_workers = getattr(batches, "_shutdown_workers", None)
+        if end_workers is not None:
+            with suppress(RuntimeError):
+                end_workers()
+
+
+@contextmanager
+def deaths_told_later() -> Iterator[None]:
+    """Let torch raise the error of a worker's death after this block, not within it.
+
+    Else torch would raise in whatever code the main thread is running when the signal comes in:
+    also in the user's model, which may well catch the error.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
+    if handler is None or not callable(handler):
+        yield
+        return
+    missed: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGCHLD, lambda number, frame: missed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    if missed:
+        handler(*missed[-1])
+
+
+def is_worker_death(error: RuntimeError) -> bool:
+    """Whether an error is torch's for the death of a worker."""
+    return "DataLoader worker (pid" in str(error)  # not "Caught ... in DataLoader worker"

@@ -1,0 +1,171 @@
+"""Which samples an epoch holds, how often, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cgd_wrap import functional
+from cgd_wrap.config import CGDConfig
+from cgd_wrap.randomness import plain_torch
+from cgd_wrap.split.result import ScanResult
+from cgd_wrap.train.exposure import Exposure
+from cgd_wrap.train.place import check_state, content_hash
+from cgd_wrap.train.tags import SampleTable
+
+MOST_REPEATS = 5  # most times that an epoch holds a sample
+
+
+@dataclass
+class Orders:
+    """Whether the order of an epoch was made for any of a result's samplers and views."""
+
+    made: bool = False
+
+
+_orders: WeakKeyDictionary[ScanResult, Orders] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class EpochIndices:
+    """The indices that each epoch holds: balanced clean samples, and others at given frequencies.
+
+    Attributes:
+        labels: given labels, int64 [N].
+        clean: samples to balance over the classes, bool [N].
+        times: how often each sample appears besides, such as a triggered sample, int64 [N].
+        seed: seed of the balancing, the exposure and the order.
+        exposure: how clean samples are exposed to suspicious images, or None.
+        run: number of epochs of the training, where known.
+        growth: as for :func:`~cgd_wrap.functional.split.class_draws`.
+        orders: notes that an order was made; the same for all indices of a result.
+    """
+
+    labels: Int[Tensor, "n"]
+    clean: Bool[Tensor, "n"]
+    times: Int[Tensor, "n"]
+    seed: int = 0
+    exposure: Exposure | None = None
+    run: int | None = None
+    growth: float | None = None
+    orders: Orders = field(default_factory=Orders)
+
+    @classmethod
+    def for_result(
+        cls, result: ScanResult, config: CGDConfig, table: SampleTable | None = None
+    ) -> EpochIndices:
+        """Choose the samples of each epoch of a training on a scanned data set.
+
+        Args:
+            result: result of the scan.
+            config: configuration of the training; settings that depend on whether the model was
+                trained before are decided by the result.
+            table: table of samples, of the same result and configuration. Default: made here.
+        """
+        split, config = result.split, config.decided(trained=result.trained)
+        table = table or SampleTable.for_result(result, config)
+        poison = split.triggered & (result.poison_probability > 0.5)
+        times = (split.triggered | (split.mixed & config.keep_mixed)).long()
+        times[poison] = repeats(int(poison.sum()), len(poison), config.poison_oversampling)
+        return cls(
+            labels=result.labels,
+            clean=split.clean & ~result.held_out,
+            times=times,
+            seed=config.seed,
+            exposure=_exposure(table, config),
+            growth=config.max_epoch_growth,
+            orders=_orders.setdefault(result, Orders()),
+        )
+
+    @property
+    def held(self) -> Bool[Tensor, "n"]:
+        """Samples that epochs hold; the others are held out, unreadable or left out."""
+        return self.clean | (self.times > 0)
+
+    def __len__(self) -> int:
+        counts = torch.bincount(self.labels[self.clean])
+        return int(functional.class_draws(counts, self.growth).sum() + self.times.sum())
+
+    def of(self, epoch: int) -> Int[Tensor, "m"]:
+        """Indices of an epoch, clean samples first; the same on every process and machine."""
+        clean = functional.balanced_indices(
+            self.labels, self.clean, generator=self._generator(epoch), growth=self.growth
+        )
+        return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
+
+    def packed(self, epoch: int) -> Int[Tensor, "m"]:
+        """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
+        self.orders.made = True
+        indices = self.of(epoch)
+        if self.exposure is None:
+            return indices
+        balanced = len(indices) - int(self.times.sum())
+        generator = self._generator(epoch, stream=2)
+        rate = self.exposure.rate_in(epoch, self.run)
+        clean = self.exposure.over(indices[:balanced], rate, generator)
+        return torch.cat([clean, indices[balanced:]])
+
+    @plain_torch()
+    def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
+        """Indices of an epoch as of :meth:`packed`, in random order."""
+        packed = self.packed(epoch)
+        generator = self._generator(epoch, stream=1)
+        return packed[torch.randperm(len(packed), generator=generator)]
+
+    def in_run_of(self, epochs: int | None) -> EpochIndices:
+        """Copy for a training of ``epochs`` epochs, which decides how many exposures each has."""
+        return replace(self, run=epochs)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must fit: numbers of samples, and a hash of all but seed and run."""
+        content = content_hash(replace(self, seed=0, run=None))
+        return {"samples": len(self.labels), "length": len(self), "content": content}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and run as JSON values, and what they were saved for."""
+        return {"seed": self.seed, "run": self.run, **self.identity}
+
+    def restored(self, state: Mapping[str, Any]) -> EpochIndices:
+        """Copy with the seed and the run of a saved state.
+
+        Raises:
+            CacheMismatchError: the state is of other data or another split; what differs is named.
+        """
+        check_state(state, self.identity)
+        return replace(self, seed=state["seed"], run=state["run"])
+
+    def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
+        # SeedSequence keeps the streams apart; seed + epoch + stream would let them overlap.
+        mixed = np.random.SeedSequence((self.seed, epoch, stream)).generate_state(1, np.uint32)
+        return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def _exposure(table: SampleTable, config: CGDConfig) -> Exposure | None:
+    """Make the exposure that a configuration asks for; None if the configuration asks for none."""
+    if not config.exposure_rate or not config.exposure_strength:
+        return None
+    assert config.early_exposure is not None
+    weight = table.tensors["triggered_weight"] * table.tensors["triggered"]
+    return Exposure(
+        weight=weight,
+        rate=config.exposure_rate, strength=config.exposure_strength,
+        epochs=config.exposure_epochs, early=config.early_exposure, late=config.late_exposure,
+        tone=config.tone_exposure,
+    )  # fmt: skip
+
+
+def repeats(count: int, size: int, share: float) -> int:
+    """How often each of ``count`` samples must appear to make up about ``share`` of ``size``.
+
+    At least once, and at most MOST_REPEATS times: a few images are soon known by heart.
+    """
+    return min(max(round(share * size / max(count, 1)), 1), MOST_REPEATS)
