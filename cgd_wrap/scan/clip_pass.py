@@ -149,8 +149,8 @@ def _describe_zero_shot(
 ) -> dict[str, Any]:
     """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
 
-    An object's own ``fingerprint()`` stands for its class and all that it holds, but for no function
-    that it was given, nor for its preprocessing.
+    An object's own ``fingerprint()`` stands for its class and all that it holds, except its
+    preprocessing, and functions that replace those of the class.
 
     Args:
         clip: the classifier.
@@ -160,12 +160,13 @@ def _describe_zero_shot(
             there then, and what counts or caches shows itself.
     """
     own, held = getattr(clip, "fingerprint", None), getattr(clip, "__dict__", {})
+    if callable(own):
+        held = {name: held[name] for name in ("logits", "preprocess") if name in held}
 
     def describe() -> dict[str, str]:
         if not callable(own):
             return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
-        functions = {"preprocess": getattr(type(clip), "preprocess", None)}
-        functions |= {name: held[name] for name in ("logits", "preprocess") if name in held}
+        functions = {"preprocess": getattr(type(clip), "preprocess", None), **held}
         return parts(functions, "zero_shot", ignore=())
 
     images = iter(spread(len(view), 8))  # type: ignore[arg-type]
