@@ -28,7 +28,7 @@ class OwnClip(nn.Module):
     """Scores an image by its cosine with the mean text of each class, times the model's scale.
 
     The weights, settings and code of a judge are part of the scan's fingerprint, so that a scan by
-    another judge is not used again. A method ``fingerprint()`` may stand for what a judge holds.
+    another judge is not used again. A method ``fingerprint()`` may stand for class and contents.
     """
 
     def __init__(self, source: str, class_names: list[str]) -> None:

@@ -19,7 +19,6 @@ from cgd_wrap.clip import ClipText, OpenClipZeroShot, ZeroShot, load_zero_shot
 from cgd_wrap.clip.several import Clips, as_list
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data import RawView, check_deterministic
-from cgd_wrap.data.code import describe_class
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
 from cgd_wrap.data.probes import spread
@@ -150,7 +149,8 @@ def _describe_zero_shot(
 ) -> dict[str, Any]:
     """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
 
-    An object's own ``fingerprint()`` stands for all that the object holds, but not for its code.
+    An object's own ``fingerprint()`` stands for its class and all that it holds, except its
+    preprocessing, and functions that replace those of the class.
 
     Args:
         clip: the classifier.
@@ -160,13 +160,14 @@ def _describe_zero_shot(
             there then, and what counts or caches shows itself.
     """
     own, held = getattr(clip, "fingerprint", None), getattr(clip, "__dict__", {})
+    if callable(own):
+        held = {name: held[name] for name in ("logits", "preprocess") if name in held}
 
     def describe() -> dict[str, str]:
         if not callable(own):
             return parts(clip, "zero_shot", ignore=(), weights=not isinstance(clip, nn.Module))
-        code = describe_class(type(clip))
-        functions = {name: held[name] for name in ("logits", "preprocess") if name in held}
-        return parts({"code": code.text, **code.values, **functions}, "zero_shot", ignore=())
+        functions = {"preprocess": getattr(type(clip), "preprocess", None), **held}
+        return parts(functions, "zero_shot", ignore=())
 
     images = iter(spread(len(view), 8))  # type: ignore[arg-type]
 
