@@ -20,7 +20,7 @@ from cgd_wrap.data.probes import spread
 from cgd_wrap.data.reading import read_values
 from cgd_wrap.data.sources import is_table, is_timm
 from cgd_wrap.data.tables import describe_frame, describe_table
-from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.errors import BadSampleError
 
 MAX_BYTES = 2**30
@@ -62,7 +62,7 @@ def sample_fingerprint(
     count: int = 64,
     *,
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> str:
     """Hash the pixels of evenly spaced samples; an unreadable sample counts by its reason.
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.data.workers import HERE, Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore
@@ -41,9 +40,9 @@ class PassOptions:
     workers: Workers = HERE
     progress: bool = True
     overwrite: bool = False
-    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+    unreadable: BadSamples = field(default_factory=dict)
 
-    def without(self, bad: Mapping[int, BadSampleError]) -> PassOptions:
+    def without(self, bad: BadSamples) -> PassOptions:
         """The same options, with further samples that are not read again."""
         return replace(self, unreadable={**bad, **self.unreadable})
 
