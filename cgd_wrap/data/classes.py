@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Int
@@ -13,8 +13,7 @@ from cgd_wrap.data.class_names import resolve_class_names
 from cgd_wrap.data.labels import read_labels
 from cgd_wrap.data.layout import SampleLayout, check_map_style, find_layout
 from cgd_wrap.data.samples import fatal_probes
-from cgd_wrap.data.workers import Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import BadSamples, Workers
 from cgd_wrap.processes import is_main_process
 from cgd_wrap.randomness import plain_torch
 
@@ -26,13 +25,13 @@ class Labelling(NamedTuple):
         layout: where a sample holds image and label.
         names: names of the classes, in the order of the labels.
         labels: label of each sample, int64 [N]; 0 for the samples in ``unreadable``.
-        unreadable: samples that are known to be bad, by index. Nothing reads them again.
+        unreadable: samples that are known to be bad. Nothing reads them again.
     """
 
     layout: SampleLayout
     names: list[str]
     labels: Int[Tensor, "n"]
-    unreadable: Mapping[int, BadSampleError]
+    unreadable: BadSamples
 
 
 @plain_torch()

@@ -16,8 +16,7 @@ from cgd_wrap.data.image_files import describe_files, files_of
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.samples import fatal_probes
 from cgd_wrap.data.sources import readable
-from cgd_wrap.data.workers import HERE, Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.files import VOLATILE
 from cgd_wrap.randomness import kept_rng
 
@@ -29,7 +28,7 @@ def dataset_identity(
     name: str,
     *,
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> dict[str, Any]:
     """Describe a dataset by its parts and files, without what reading changes.
 
@@ -47,7 +46,7 @@ def dataset_identity(
     # Other samples than all that were read before: some of these may lie in a cache already.
     before = set(spread(len(dataset), PROBES))
     others = [i for i in spread(len(dataset), 3 * PROBES) if i not in before][::2]
-    fatal = {**(known or {}), **fatal_probes(dataset, workers, others)}
+    fatal = fatal_probes(dataset, workers, known, others)
 
     def read() -> None:
         for index in others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -28,14 +28,12 @@ from cgd_wrap.data.sources import (
     untransformed,
 )
 from cgd_wrap.data.transforms import passthrough
-from cgd_wrap.data.workers import HERE, Sample, Workers
+from cgd_wrap.data.workers import HERE, BadSamples, Sample, Workers
 from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.randomness import kept_rng
 
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "_targets")
 SAMPLE_ATTRIBUTES = ("samples", "_samples", "imgs")
-
-BadSamples = dict[int, BadSampleError]
 
 
 def read_labels(
@@ -45,7 +43,7 @@ def read_labels(
     *,
     workers: Workers = HERE,
     progress: bool = False,
-    fatal: Mapping[int, BadSampleError] | None = None,
+    fatal: BadSamples | None = None,
     bad: BadSamples | None = None,
 ) -> Int64[Tensor, " n"]:
     """Read the label of every sample, as the training loop sees it.
@@ -67,7 +65,7 @@ def read_labels(
         DatasetError: labels are no class numbers, or there are fewer than 10 samples or 2 classes.
         BadSampleError: an item cannot be read and ``bad`` is None.
     """
-    fatal = fatal or {}
+    fatal = {} if fatal is None else fatal
     with kept_rng():
         values = confirmed_column(dataset, layout, fatal)
         if values is None:
@@ -193,7 +191,7 @@ def _some_labels(honest: Any, layout: SampleLayout, fatal: Collection[int]) -> d
 def _read_items(
     items: Samples,
     workers: Workers,
-    fatal: Mapping[int, BadSampleError],
+    fatal: BadSamples,
     progress: bool,
     bad: BadSamples | None,
 ) -> list[Any]:

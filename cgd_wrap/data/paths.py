@@ -25,8 +25,8 @@ def image_path(dataset: Any, index: int) -> str | None:
             entries = held(leaf, name)
             if isinstance(entries, Sequence) and len(entries) == len(leaf):
                 return _as_path(entries[index])
-        base = held(leaf, "dataset")
-        base = held(leaf, "raw") if base is None else base
+        below = (held(leaf, name) for name in ("dataset", "raw", "view"))
+        base = next((one for one in below if one is not None), None)
         if getitem_home(leaf).startswith("cgd_wrap.") and base is not None:
             indices = held(leaf, "indices")
             return image_path(base, index if indices is None else int(indices[index]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from cgd_wrap.data.leaves import joined
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.reading import read_values
-from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.errors import BadSampleError
 
 
@@ -22,7 +22,7 @@ def sample_fingerprint(
     count: int = 64,
     *,
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> str:
     """Hash the pixels of evenly spaced samples; an unreadable sample counts by its reason.
 
@@ -46,7 +46,7 @@ def pixel_hashes(
     indices: Sequence[int],
     *,
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> list[bytes]:
     """Hash the pixels of each of some samples, or the reason why the sample can't be read."""
     return [

@@ -8,7 +8,7 @@ worker. A sample that costs this worker its life, too, is a bad sample; the othe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from cgd_wrap.data.paths import image_path
 from cgd_wrap.data.workers import (
     HERE,
     LOOK,
+    BadSamples,
     Noted,
     Notes,
     Sample,
@@ -42,17 +43,13 @@ class SampleReader:
     Args:
         view: ``[i] -> value``; raises :class:`BadSampleError` for an unreadable sample.
         workers: the processes that read.
-        known: samples that are known to be bad, by index; they are not read again.
-
-    Attributes:
-        bad: ``known``, and the samples that killed or stalled their worker since.
+        known: samples that are known to be bad, by index; they are not read again. Gets the samples
+            that kill or stall their worker, too: no other reader need meet them.
     """
 
-    def __init__(
-        self, view: Any, workers: Workers = HERE, known: Mapping[int, BadSampleError] | None = None
-    ) -> None:
+    def __init__(self, view: Any, workers: Workers = HERE, known: BadSamples | None = None) -> None:
         self.view, self.workers = view, workers
-        self.bad = dict(known or {})
+        self.bad: BadSamples = {} if known is None else known
         self._killers = 0
 
     def read(
@@ -180,7 +177,7 @@ def read_values(
     view: Any,
     indices: Sequence[int],
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> list[Any]:
     """Read some samples of a view, each as often as it is named.
 
@@ -188,7 +185,7 @@ def read_values(
         view: ``[i] -> value``; raises :class:`BadSampleError` for an unreadable sample.
         indices: indices of the samples.
         workers: the processes that read.
-        known: samples that are known to be bad, by index; they are not read.
+        known: as for :class:`SampleReader`.
 
     Returns:
         The values in order; in place of the value of a bad sample, its BadSampleError.

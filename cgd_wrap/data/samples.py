@@ -13,8 +13,7 @@ from cgd_wrap.data.pixels import check_file
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.reading import SampleReader
 from cgd_wrap.data.sources import checked, is_table, locate
-from cgd_wrap.data.workers import Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import BadSamples, Workers
 
 PROBES = 8
 
@@ -64,20 +63,26 @@ def probes_of(dataset: Any) -> list[int]:
 
 
 def fatal_probes(
-    dataset: Any, workers: Workers, probes: Sequence[int] | None = None
-) -> dict[int, BadSampleError]:
+    dataset: Any,
+    workers: Workers,
+    known: BadSamples | None = None,
+    probes: Sequence[int] | None = None,
+) -> BadSamples:
     """Find the probes that kill or stall the process that reads them, at no risk to this process.
 
     Args:
         dataset: any map-style dataset.
         workers: the processes that read; without any, none is found.
+        known: samples that are known to be bad; gets those that are found.
         probes: indices of the samples. Default: those of :func:`probes_of`.
+
+    Returns:
+        ``known``, or a new dict.
     """
-    if not workers.count:
-        return {}
-    reader = SampleReader(Samples(dataset, of=_nothing), Workers(1, workers.timeout))
-    indices = probes_of(dataset) if probes is None else probes
-    reader.read([[index] for index in indices], lambda number, samples: None)
+    reader = SampleReader(Samples(dataset, of=_nothing), Workers(1, workers.timeout), known)
+    if workers.count:
+        indices = probes_of(dataset) if probes is None else probes
+        reader.read([[index] for index in indices], lambda number, samples: None)
     return reader.bad
 
 

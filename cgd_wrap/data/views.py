@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ from cgd_wrap.data.probes import spread
 from cgd_wrap.data.raw_source import raw_source
 from cgd_wrap.data.reading import read_values
 from cgd_wrap.data.samples import Samples
-from cgd_wrap.data.workers import HERE, Workers
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.errors import BadSampleError, DatasetError, NoImageError
 from cgd_wrap.randomness import kept_rng
 
@@ -176,7 +176,7 @@ def check_deterministic(
     count: int = 32,
     *,
     workers: Workers = HERE,
-    known: Mapping[int, BadSampleError] | None = None,
+    known: BadSamples | None = None,
 ) -> None:
     """Refuse a view that gives another image each time that a sample is read.
 

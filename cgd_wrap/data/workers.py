@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ LOOK = 5.0  # seconds without a sample after which the workers are looked at
 NOBODY = -1.0  # in a worker's notes: it is at no sample
 
 Sample = tuple[int, Any]  # index, and the value or the BadSampleError of reading it
+BadSamples = dict[int, BadSampleError]  # by index
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Notes:
     """A row for each worker, in shared memory: the sample it is at, since when, and its process."""
 
     def __init__(self, count: int) -> None:
-        self.table = torch.full((count, 3), NOBODY, dtype=torch.float64)
+        self.table = torch.full((count, 3), NOBODY, dtype=torch.float64, device="cpu")
         if count:
             self.table.share_memory_()
         self.stalled = set[int]()
@@ -67,7 +68,7 @@ class Notes:
 class Noted(Dataset[Sample]):
     """Returns our errors as values, since a worker survives them so, and notes where it is."""
 
-    def __init__(self, view: Any, bad: Mapping[int, BadSampleError], notes: Tensor) -> None:
+    def __init__(self, view: Any, bad: BadSamples, notes: Tensor) -> None:
         self.view, self.bad, self.notes = view, bad, notes
 
     def __len__(self) -> int:

@@ -11,8 +11,7 @@ import torch
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.identity import merged
-from cgd_wrap.data.workers import HERE, Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore, check_store
@@ -44,9 +43,9 @@ class PassOptions:
     progress: bool = True
     is_kept: bool = True
     overwrite: bool = False
-    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+    unreadable: BadSamples = field(default_factory=dict)
 
-    def without(self, bad: Mapping[int, BadSampleError]) -> PassOptions:
+    def without(self, bad: BadSamples) -> PassOptions:
         """The same options, with further samples that are not read again."""
         return replace(self, unreadable={**bad, **self.unreadable})
 

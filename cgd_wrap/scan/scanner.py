@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cgd_wrap.data.failures import ran_out_of_memory
 from cgd_wrap.data.reading import SampleReader
-from cgd_wrap.data.workers import HERE, Sample, Workers
+from cgd_wrap.data.workers import HERE, BadSamples, Sample, Workers
 from cgd_wrap.errors import BadSampleError, CGDError, DatasetError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.processes import Runtime
@@ -69,7 +69,7 @@ class Scanner:
         max_bad_fraction: float | None = None,
         batch_size: int | None = None,
         workers: Workers = HERE,
-        known: Mapping[int, BadSampleError] | None = None,
+        known: BadSamples | None = None,
         progress: bool = True,
     ) -> None:
         self.reader = SampleReader(view, workers, known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,7 @@ from cgd_wrap.data.identity import dataset_identity, decoder_versions, merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.samples import fatal_probes
 from cgd_wrap.data.unchanged import check_length
-from cgd_wrap.data.workers import HERE, Workers
-from cgd_wrap.errors import BadSampleError
+from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.models.architecture import describe_model
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import InputKind, check_outputs, input_shape, own_type
@@ -65,7 +64,7 @@ class Subject:
     clip_dataset: Any = None
     eval_dataset_view: Any = None
     suspicious: nn.Module | str | Path | None = None
-    unreadable: Mapping[int, BadSampleError] = field(default_factory=dict)
+    unreadable: BadSamples = field(default_factory=dict)
     workers: Workers = HERE
 
     def raw_view(self) -> RawImages:
@@ -76,9 +75,9 @@ class Subject:
         layout = find_layout(self.clip_dataset, fatal=fatal)
         return RawImages(self.clip_dataset, layout, fatal=fatal)
 
-    def _fatal_in(self, view: Any) -> dict[int, BadSampleError]:
-        """Samples of another view that must not be read to find out what the view is like."""
-        return {**self.unreadable, **fatal_probes(view, self.workers)}
+    def _fatal_in(self, view: Any) -> BadSamples:
+        """Samples that must not be read to find out what another view of the samples is like."""
+        return fatal_probes(view, self.workers, self.unreadable)
 
     def evaluated_view(self) -> tuple[Any, SampleLayout]:
         """Data set that the model is evaluated on, and where its samples hold image and label."""

@@ -110,6 +110,34 @@ def test_a_crash_in_the_other_views_is_survived(tmp_path: Path) -> None:
     raw, shown = (Odd(tmp_path, _0=kill) for _ in range(2))
     guard = guard_of(Pictures(N, 16), clip_dataset=raw, eval_dataset_view=shown, **options).scan()
     assert reasons_of(guard) == {0: "worker_killed"}
+    guard.subject.raw_view()
+    assert raw.reads.read_text().split().count("0") == 2  # the views note in the same file
+
+
+def test_a_deadly_sample_whose_label_is_known_is_read_twice_in_all(tmp_path: Path) -> None:
+    """Row 6: by the first probe that meets it, and once more to be sure."""
+    from torchvision.datasets import ImageFolder
+
+    reads, pictures = tmp_path / "reads", Pictures(N, 16)
+
+    def load(path: str) -> Image.Image:
+        if path.endswith("05.png"):
+            with reads.open("a") as file:
+                file.write(f"{path}\n")
+            kill()
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    for index in range(N):
+        folder = tmp_path / "images" / pictures.classes[int(pictures.labels[index])]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = pictures.images[index].permute(1, 2, 0).mul(255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    guard = guard_of(ImageFolder(tmp_path / "images", loader=load), num_workers=2).scan()
+    (why,) = guard.result.bad.values()
+    assert why[0] == "worker_killed"
+    assert str(why[2]).endswith("05.png")
+    assert len(reads.read_text().split()) == 2
 
 
 # --- impossible values --------------------------------------------------------------------------
