@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -35,11 +36,11 @@ def describe_model(model: nn.Module, inputs: InputKind) -> dict[str, Any]:
     def use() -> None:
         # Other images than the black ones of earlier checks, or features that are kept look alike.
         images = torch.rand(2, *inputs.shape, generator=generator)
-        if inputs.own is not None and not inputs.own.is_floating_point:
-            images = (255 * images).to(inputs.own)
-        images = fitted(images.to(first.device), model)
-        with torch.no_grad(), evaluating(model):
-            model(images)
+        # The data set's own may go to 1 or to 255; a model may refuse what is beyond its range.
+        for scale in (1.0,) if inputs.own is None else (1.0, 255.0):
+            batch = fitted((scale * images).to(first.device, inputs.own), model)
+            with torch.no_grad(), evaluating(model), suppress(Exception):
+                model(batch)
 
     return settled_parts(
         lambda: parts(model, "architecture", ignore=(), weights=False), use
