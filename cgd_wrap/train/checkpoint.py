@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cgd_wrap.errors import CGDError
 from cgd_wrap.escaping import escaped_logger
-from cgd_wrap.files import check_fingerprint
+from cgd_wrap.files import check_fingerprint, check_folder, clear_leftovers
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.randomness import set_stream_states, stream_states
@@ -70,8 +70,10 @@ class FitCheckpoint:
 
         Raises:
             CacheMismatchError: the file is of another training; what differs is named.
+            StoredFileError: the folder is no folder, or a link out of the folder that it is in.
             CGDError: the processes don't see the same file.
         """
+        check_folder(self.path.parent)
         self._start = hash_weights(unwrapped(model))
         if not self.resume:
             self.delete(accelerator)
@@ -136,10 +138,11 @@ class FitCheckpoint:
 
     def delete(self, accelerator: Accelerator) -> None:
         """Delete the file, and the folder if it is empty then."""
-        if not accelerator.is_main_process or not self.path.exists():
+        if not accelerator.is_main_process:
             return
+        clear_leftovers(self.path.parent)
         try:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
         except OSError as error:
             logger.warning(
                 "delete %s before the next fit, which would use it: %s", self.path, error

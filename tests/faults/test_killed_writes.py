@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +110,27 @@ def test_repaired_weights_are_the_old_or_the_new_ones(
             write_weights(tiny_net(seed=2), path)
         assert path.read_bytes() in (old, new)
         load_model(tiny_net(), path)
+
+
+def test_a_fit_that_is_killed_at_any_call_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 31 and 61: its checkpoint is that of one epoch or of the next."""
+    restarted(monkeypatch)
+
+    def fitted(folder: Path) -> dict[str, torch.Tensor]:
+        guard = copy.copy(scanned())
+        guard.model = tiny_net()
+        assert len(guard.fit(checkpoint_dir=folder / "fit", epochs=3)) == 3
+        return guard.model.state_dict()
+
+    with power_cut(tmp_path / "whole", None) as calls:
+        expected = fitted(tmp_path / "whole")
+    assert len(calls) >= 2 * 4 + 1  # two checkpoints are written, one is deleted
+    for number, call in enumerate(calls):
+        folder = tmp_path / str(number)
+        with pytest.raises(PowerCut), power_cut(folder, number):
+            fitted(folder)
+        found = fitted(folder)
+        assert all(torch.equal(found[name], expected[name]) for name in expected), call
+        assert not (folder / "fit").exists(), call

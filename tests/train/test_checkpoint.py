@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 
 import interrupted_fit
@@ -15,7 +16,7 @@ from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
 from torch import nn
 
 from cgd_wrap import CGDGuard
-from cgd_wrap.errors import CacheMismatchError
+from cgd_wrap.errors import CacheMismatchError, StoredFileError
 
 EPOCHS = 5
 pytestmark = pytest.mark.usefixtures("unchecked")  # beartype draws from Python's stream
@@ -188,7 +189,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, changes, fi
     guard = guard_of(tmp_path)
     killed_after(1, guard)
     kept = (tmp_path / "fit" / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(CacheMismatchError, match=rf"(?s){field}\n.*delete the file"):
+    with pytest.raises(CacheMismatchError, match=rf"(?s){field}\. .*delete the file"):
         guard.fit(**changes)
     assert (tmp_path / "fit" / "checkpoint.safetensors").read_bytes() == kept
     assert len(guard.fit(resume=False, **changes)) == changes.get("epochs", EPOCHS)
@@ -223,11 +224,26 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, caplog):
     torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict())
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_training(tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way")
+def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_training(tmp_path, caplog):
+    """As on a full disk; here, by the largest file that the process may write."""
+    guard, (soft, hard) = guard_of(None), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        history = guard.fit(checkpoint_dir=tmp_path / "fit")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(history) == EPOCHS
+    assert "fit goes on without a new checkpoint: [Errno 27]" in caplog.text
+    assert not (tmp_path / "fit").exists()
+
+
+def test_a_folder_that_is_a_link_or_a_file_is_refused_before_any_step(tmp_path):
     guard = guard_of(None)
-    assert len(guard.fit(checkpoint_dir=tmp_path / "file" / "fit")) == EPOCHS
-    assert "fit goes on without a new checkpoint" in caplog.text
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "link").symlink_to(Path.home())
+    for name, said in (("file", "is a file, but a folder is needed"), ("link", "Remove the link")):
+        with pytest.raises(StoredFileError, match=said):
+            guard.fit(checkpoint_dir=tmp_path / name)
 
 
 def test_two_processes_go_on_as_if_they_had_never_stopped(tmp_path):
