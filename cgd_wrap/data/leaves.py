@@ -115,8 +115,9 @@ def brief(plain: bytes) -> str:
     """Show a short value as it is, and a longer one as a hash; a device is any device."""
     if DEVICE.fullmatch(plain):
         return "a device"
-    hashed = joined("plain", [plain]).hex()
-    return plain.decode() if len(plain) <= SHOWN else f"value {hashed}"
+    if len(plain) <= SHOWN:
+        return plain.decode()
+    return f"value {joined('plain', [plain]).hex()}"
 
 
 def as_json(value: Any) -> bytes | None:

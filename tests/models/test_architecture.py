@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from cgd_wrap.models.architecture import describe_model
+from cgd_wrap.models.inputs import InputKind
 
 SHAPE = (3, 8, 8)
+INPUTS = InputKind(SHAPE)
 
 
 class Net(nn.Module):
@@ -45,7 +47,7 @@ def sequential(*layers) -> nn.Sequential:
 
 
 def differing(one, other) -> set[str]:
-    first, second = describe_model(one, SHAPE), describe_model(other, SHAPE)
+    first, second = describe_model(one, INPUTS), describe_model(other, INPUTS)
     return {name for name in first | second if first.get(name) != second.get(name)}
 
 
@@ -151,7 +153,7 @@ def test_what_leaves_the_function_alone_leaves_the_model(kind):
 
 
 def test_state_of_a_forward_pass_is_left_out_and_put_down_by_name():
-    described = describe_model(Net(), SHAPE)
+    described = describe_model(Net(), INPUTS)
     assert described["volatile"] == ["architecture.calls", "architecture.features"]
 
 
