@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
 from torch import Tensor
+from typechecking import checking
 
-with jaxtyping.install_import_hook("cgd_wrap", "typechecking.checked"):
+with checking("cgd_wrap"):
     import cgd_wrap  # noqa: F401
 
 from launching import warm_server
@@ -31,6 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
         server = warm_server()
         server.__enter__()
         config.add_cleanup(lambda: server.__exit__(None, None, None))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to look it through at each garbage collection takes half a second.
+
+    (Accelerate, for one, asks for a collection after each training.)
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cgd_wrap.clip import OpenClipZeroShot
 from cgd_wrap.clip.loading import RGBFirst
 from cgd_wrap.errors import ClipLoadError
 
-TYPE_CHECK = "Type-check error"  # where beartype, when it is on, comes first
+TYPE_CHECK = "violates type hint"  # where beartype, when it is on, comes first
 
 
 def test_loading_disturbs_neither_rng_nor_logging(folder: Path) -> None:

@@ -12,7 +12,7 @@ from small_clips import NAMES, VIT, config, save_model
 
 from cgd_wrap.clip import OpenClipZeroShot, load_zero_shot
 
-TYPE_CHECK = "Type-check error"  # where beartype, when it is on, comes first
+TYPE_CHECK = "violates type hint"  # where beartype, when it is on, comes first
 
 
 @pytest.mark.parametrize("kind", ["folder", "biased"])
