@@ -12,9 +12,9 @@ from cgd_wrap.demo.shapes import ShapesDataset
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Pictures of the demo as a folder with a subfolder per class."""
-    shapes = ShapesDataset(120, seed=5)
+def folder(tmp_path, request):
+    """120 pictures of the demo, or as many as asked for, in a subfolder per class."""
+    shapes = ShapesDataset(getattr(request, "param", 120), seed=5)
     for index, (image, label) in enumerate(shapes):
         path = tmp_path / "images" / shapes.classes[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,7 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
 
 # timm's dataset leaves its files open for the garbage collector to close.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("folder", [40], indirect=True)  # of the model's own size, which is large
 def test_defend_writes_weights_that_load(folder):
     import timm
     from safetensors.torch import load_model
