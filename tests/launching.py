@@ -29,7 +29,8 @@ def warm_server() -> Iterator[None]:
     """Let the processes that are started in here be forks of one that has done their imports."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(TESTS / "warm_server.py"), folder]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as server:
+        env = environment(PYTHONHASHSEED="77")  # sets have another order there than in the tests
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as server:
             while not Path(folder, "python").exists() and server.poll() is None:
                 time.sleep(0.01)
             os.environ[SERVER] = folder

@@ -178,6 +178,17 @@ def check_resume(guard: CGDGuard) -> None:
     assert rest == whole[2:]
 
 
+def check(
+    guard: CGDGuard, case: Case, epochs: list[list[list[Step]]], weights: list[dict[str, Tensor]]
+) -> None:
+    """The draws are the index map's, and the weights of every process are the plain loop's."""
+    check_draws(guard, case, epochs)
+    expected = plain_loop(guard, case, epochs).state_dict()
+    for found in weights:
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
+
+
 def main() -> None:
     """Scan once, then train by every case and compare."""
     guard = scan()
@@ -185,13 +196,12 @@ def main() -> None:
     for name, case in CASES.items():
         model, seen, accelerator = train(guard, case)
         epochs = [gathered(steps, accelerator) for steps in seen]
-        try:
-            check_draws(guard, case, epochs)
-            expected = plain_loop(guard, case, epochs).state_dict()
-            for key, found in model.state_dict().items():
-                torch.testing.assert_close(found, expected[key], rtol=0, atol=1e-5)
-        except AssertionError as error:
-            raise AssertionError(f"case {name!r}") from error
+        weights = gathered(model.state_dict(), accelerator)
+        if accelerator.is_main_process:  # which has what all saw, and came to
+            try:
+                check(guard, case, epochs, weights)
+            except AssertionError as error:
+                raise AssertionError(f"case {name!r}") from error
         accelerator.free_memory()
     print(f"process {accelerator.process_index} of {accelerator.num_processes}: all cases")
 
