@@ -77,15 +77,15 @@ def prepare_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Shown())
-    logging.basicConfig(handlers=[handler])
+    logging.basicConfig(handlers=[_ToStderr()])
     logging.getLogger("cgd_wrap").setLevel(logging.INFO)  # other libraries: warnings only
 
 
-class _Shown(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(in_options(record.getMessage()))
+class _ToStderr(logging.Handler):
+    """Shows records on what ``sys.stderr`` is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(in_options(record.getMessage())), file=sys.stderr, flush=True)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -20,9 +20,9 @@ from cgd_wrap.data.code import is_library_class
 # Attributes of modules and of their configurations that say where they come from or how they are
 # run, not what they compute.
 BESIDE_THE_FUNCTION = frozenset({
-    "_attn_implementation_autoset", "_commit_hash", "_compiled_call_impl", "_flat_weight_refs",
-    "_flat_weights", "_hf_hook", "_is_hf_initialized", "_is_torch_compile", "_name_or_path",
-    "_old_forward", "_original_forward", "architectures", "default_cfg", "dtype",
+    "_attn_implementation_autoset", "_commit_hash", "_compile_kwargs", "_compiled_call_impl",
+    "_flat_weight_refs", "_flat_weights", "_hf_hook", "_is_hf_initialized", "_is_torch_compile",
+    "_name_or_path", "_old_forward", "_original_forward", "architectures", "default_cfg", "dtype",
     "generation_config", "hf_device_map", "name_or_path", "pretrained_cfg", "problem_type",
     "torch_dtype", "transformers_version", "warnings_issued",
 })  # fmt: skip

@@ -18,7 +18,7 @@ from cgd_wrap.data.probes import spread
 from cgd_wrap.data.sources import readable
 from cgd_wrap.data.views import RawImages
 from cgd_wrap.errors import DatasetError
-from cgd_wrap.randomness import kept_rng
+from cgd_wrap.randomness import undisturbed
 
 PROBES = 16
 ADVICE = "Its scores and splits belong to the samples of then: make a new guard, and scan again."
@@ -59,7 +59,7 @@ class Seen:
             bad: samples that can't be read; they aren't looked at.
         """
         probes = [index for index in spread(len(raw), PROBES) if index not in bad]
-        with kept_rng():
+        with undisturbed():
             return cls(labels, dict(zip(probes, pixel_hashes(raw, probes), strict=True)))
 
     def check(
@@ -82,7 +82,7 @@ class Seen:
         """
         check_length(dataset, self.labels)
         if layout is not None and raw is not None:
-            with kept_rng():
+            with undisturbed():
                 self._check_labels(dataset, layout)
                 self._check_pixels(raw)
 

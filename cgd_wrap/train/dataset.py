@@ -110,7 +110,7 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
         self.indices = epochs.shuffled(0).share_memory_()
 
     def __len__(self) -> int:

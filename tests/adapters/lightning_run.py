@@ -86,6 +86,7 @@ class ShardingClassifier(Classifier):
 def guard_of(model: nn.Module, data: Any, config: CGDConfig | None = None) -> CGDGuard:
     config = config or quick_config(seed=SEED)
     guard = CGDGuard(model, data, clip=TintReader(), config=config, progress=False).scan()
+    guard.epoch_indices()  # looks once at some samples, whether they are those of the scan
     data.reads.zero_()
     return guard
 

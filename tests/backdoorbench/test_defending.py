@@ -143,7 +143,7 @@ def test_the_command_defends_a_folder(tmp_path, capsys):
     ("options", "words"),
     [
         (["--backdoorbench", "x", "--model", "resnet18"], "leave them out"),
-        (["images", "--model", "resnet18"], "missing: ['out', 'weights_out']"),
+        (["images", "--model", "resnet18"], "missing: --out, --weights-out"),
         (["--backdoorbench", "/nowhere"], "/nowhere"),
     ],
 )

@@ -52,7 +52,7 @@ def suspicious_weights(folder: Path) -> None:
     """Weights of two suspicious models, what they were trained on, and their pass."""
     images, labels = stack(pictures(SOME))
     trained_suspicious_pass(
-        tiny_net(), Items(images), {}, labels, torch.arange(SOME), options(folder)
+        tiny_net(), {}, Items(images), {}, labels, torch.arange(SOME), options(folder)
     )
 
 
