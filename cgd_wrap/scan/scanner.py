@@ -98,7 +98,7 @@ class Scanner:
                 except (RuntimeError, MemoryError) as error:
                     self._take_smaller_batches(error)
 
-    def _run_units(self, units: list[int], bar: tqdm[Any]) -> None:
+    def _run_units(self, units: list[int], bar: Any) -> None:
         """Finish units, in order, and take each out of the list when it is finished."""
         todo = list(units)
 

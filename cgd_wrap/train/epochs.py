@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import TrainingDivergedError
@@ -87,9 +86,7 @@ class Epochs:
         """Steps of an epoch."""
         return min(len(self.loader), self.config.max_batches_per_epoch or len(self.loader))
 
-    def run(
-        self, epoch: int, bar: tqdm[Any], stopping: CleanAccuracyStopping | None
-    ) -> EpochRecord:
+    def run(self, epoch: int, bar: Any, stopping: CleanAccuracyStopping | None) -> EpochRecord:
         """Train for an epoch, and let the stopping rule measure the model.
 
         Args:
