@@ -65,7 +65,7 @@ def test_defend_writes_weights_that_load(folder):
 def test_defend_writes_no_weights_of_a_training_that_diverged(folder, capsys):
     """FAULTS row 53."""
     weights = folder / "repaired.safetensors"
-    command = arguments("defend", folder, "--weights-out", str(weights))
+    command = arguments("defend", folder, "--weights-out", str(weights), "--image-size", "48")
     CGDConfig(
         suspicious_epochs=1, epochs=1, allow_missing_classes=True, learning_rate=1e30,
         max_gradient_norm=None, batch_size=16,

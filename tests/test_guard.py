@@ -532,7 +532,7 @@ class Contrary(TintReader):
 
 
 def test_a_class_without_clean_samples_is_an_error_that_can_be_allowed(caplog):
-    config = quick_config(sigma_clean=0.5, sigma_slow=None, corner_cut=None)
+    config = quick_config(suspicious_epochs=5, sigma_clean=0.5, sigma_slow=None, corner_cut=None)
     with pytest.raises(DatasetError, match=r"\['blue'\].*allow_missing_classes=True"):
         guard_of(tensors(), clip=Contrary(), config=config).scan()
     with caplog.at_level(logging.WARNING):

@@ -57,9 +57,10 @@ def test_any_number_of_processes_gives_the_same_bits(
     assert outcomes(tmp_path) == outcomes(alone) * processes
 
 
-def test_fresh_training_by_two_processes_is_reproducible(tmp_path: Path) -> None:
-    for name, fresh in (("a", False), ("b", True)):
-        launch(2, tmp_path / name, "--train", "--rows", "300", fresh=fresh)
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_fresh_training_by_two_processes_is_reproducible(tmp_path: Path, fresh: bool) -> None:
+    for name, afresh in (("a", False), ("b", fresh)):
+        launch(2, tmp_path / name, "--train", "--rows", "300", fresh=afresh)
     assert "suspicious/run-0.safetensors" in units(tmp_path / "a")
     assert units(tmp_path / "a") == units(tmp_path / "b")
     both = outcomes(tmp_path / "a") + outcomes(tmp_path / "b")

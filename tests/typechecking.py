@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
 from typing import Any, get_type_hints
-from unittest.mock import patch
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -38,28 +37,44 @@ def hints_of(function: FunctionType) -> dict[str, Any]:
 
 
 def checked(target: Any) -> Any:
-    """The function, checked; of a class, what a dataclass is made from."""
+    """The function, checked; of a class, what a dataclass is made from.
+
+    A function within a function stays as it is: it is made anew at each call, and so would its
+    check be, which takes longer than all that the function does.
+    """
     if isinstance(target, type):
         if dataclasses.is_dataclass(target):
             target.__init__ = checked(target.__init__)
         return target
-
-    @functools.cache
-    def inner() -> Callable[..., Any]:  # at the first call, when all names are there
-        written, target.__annotations__ = target.__annotations__, hints_of(target)
-        try:
-            return typed(target)
-        finally:
-            target.__annotations__ = written
+    if "<locals>" in target.__qualname__:
+        return target
+    inner: Callable[..., Any] | None = None
+    has_axes = True
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inner, has_axes
         if jaxtyping.config.jaxtyping_disable:
             return target(*args, **kwargs)
+        if inner is None:  # at the first call, when all names are there
+            hints = hints_of(target)
+            inner, has_axes = typed_as(target, hints), "jaxtyping" in repr(hints)
+        if not has_axes:
+            return inner(*args, **kwargs)
         with jaxtyped("context"):
-            return inner()(*args, **kwargs)
+            return inner(*args, **kwargs)
 
     return call
+
+
+def typed_as(target: FunctionType, hints: dict[str, Any]) -> Callable[..., Any]:
+    """The function, checked for these hints."""
+    written, target.__annotations__ = target.__annotations__, hints
+    try:
+        checked_function: Callable[..., Any] = typed(target)
+        return checked_function
+    finally:
+        target.__annotations__ = written
 
 
 def decorator(*, typechecker: Any) -> Callable[[Any], Any]:
@@ -70,8 +85,11 @@ def decorator(*, typechecker: Any) -> Callable[[Any], Any]:
 @contextmanager
 def checking(package: str) -> Iterator[None]:
     """Let what is imported of the package in here be checked."""
-    hook = jaxtyping.install_import_hook(package, "typechecking.typed")
-    # Older versions look for jax at each call, which would make ours the slower one.
-    ours = patch("jaxtyping.jaxtyped", decorator) if NEW_JAXTYPING else nullcontext()
-    with hook, ours:
+    with jaxtyping.install_import_hook(package, "typechecking.typed"):
         yield
+
+
+# The hook asks for it by name, of a function within a function at each call of the outer one.
+# Older versions of jaxtyping look for jax at each call, which would make ours the slower one.
+if NEW_JAXTYPING:
+    jaxtyping.jaxtyped = decorator

@@ -39,9 +39,9 @@ def genuine(tmp_path_factory):
     return tree
 
 
-def run(script, arguments, tree, *, fresh=False):
+def run(script, arguments, tree):
     """The return code, what it printed, and its errors; warnings are some."""
-    process = start_python("-W", "error", script, *arguments, folder=tree, fresh=fresh)
+    process = start_python("-W", "error", script, *arguments, folder=tree)
     printed, errors = process.communicate(timeout=120)
     return process.returncode, printed, errors
 
@@ -74,13 +74,14 @@ def test_the_script_runs_in_the_tree_of_a_genuine_result(genuine):
     settings = genuine / "config" / "defense" / "cgd" / "cifar10.yaml"
     with settings.open("a") as file:  # the demo's CLIP knows shapes, not CIFAR's classes
         file.write("allow_missing_classes: true\nsuspicious_epochs: 1\n")
+        file.write("max_batches_per_epoch: 1\n")
     arguments = [
         "--result_file", "badnet_small", "--yaml_path", "./config/defense/cgd/cifar10.yaml",
         "--dataset", "cifar10", "--dataset_path", "./data_badnet_small", "--device", "cpu",
         "--epochs", "1", "--batch_size", "64", "--num_workers", "0", "--clip", CLIP,
         "--progress", "False", "--pin_memory", "True",
     ]  # fmt: skip
-    code, _, errors = run("defense/cgd.py", arguments, genuine, fresh=True)
+    code, _, errors = run("defense/cgd.py", arguments, genuine)
     assert code == 0, errors
     folder = genuine / "record" / "badnet_small"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
