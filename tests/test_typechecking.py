@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,17 +30,17 @@ def halved(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     return values[::2]
 
 
-def rate(value: float) -> int:
-    return value
+def scaled(values: Float[Tensor, "n"], factor: float) -> float:
+    return factor
 
 
 class Reader:
     @property
-    def size(self) -> int:
-        return "7"
+    def size(self) -> Float[Tensor, ""]:
+        return torch.zeros(2)
 
     @classmethod
-    def named(cls, name: str) -> Reader:
+    def of(cls, values: Float[Tensor, "n"]) -> Reader:
         return cls()
 
 
@@ -61,16 +62,15 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return wrongly_typed
 
 
-def test_wrong_types_are_refused(module: ModuleType) -> None:
-    assert module.rate(1) == 1  # as for mypy, an int will do for a float
-    with pytest.raises(TypeError, match="value"):
-        module.rate("1")
-    with pytest.raises(TypeError, match="return"):
-        module.rate(1.5)
+def test_wrong_types_beside_shapes_are_refused(module: ModuleType) -> None:
+    values = torch.zeros(2)
+    assert module.scaled(values, 1) == 1  # as for mypy, an int will do for a float
+    with pytest.raises(TypeError, match="factor"):
+        module.scaled(values, "1")
     with pytest.raises(TypeError, match="return"):
         module.Reader().size  # noqa: B018
-    with pytest.raises(TypeError, match="name"):
-        module.Reader.named(3)
+    with pytest.raises(TypeError, match="values"):
+        module.Reader.of(3)
 
 
 def test_an_axis_has_one_length_in_a_call(module: ModuleType) -> None:
@@ -88,7 +88,7 @@ def test_an_axis_has_one_length_in_a_call(module: ModuleType) -> None:
 
 
 def test_nothing_is_checked_where_production_is_tested(module: ModuleType, unchecked: None) -> None:
-    assert module.rate("1") == "1"
+    assert module.scaled(3, "1") == "1"
     assert module.halved(torch.zeros(3)).shape == (2,)
 
 

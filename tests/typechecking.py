@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
@@ -18,6 +19,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import jaxtyped
 
+SHAPED = re.compile(r"\[(np\.|torch\.)?(Tensor|ndarray)\b")  # in annotations, as jaxtyping's are
 NEW_JAXTYPING = tuple(map(int, jaxtyping.__version__.split(".")[:2])) >= (0, 3)
 
 # As for mypy, an int is welcome where a float is expected.
@@ -37,30 +39,26 @@ def hints_of(function: FunctionType) -> dict[str, Any]:
 
 
 def checked(target: Any) -> Any:
-    """The function, checked; of a class, what a dataclass is made from.
+    """The function, checked where its annotations tell shapes; of a dataclass, what makes it.
 
-    A function within a function stays as it is: it is made anew at each call, and so would its
-    check be, which takes longer than all that the function does.
+    All other types are mypy's to check, which takes no time in the tests. A function within a
+    function stays as it is: it is made anew at each call, and so would its check be.
     """
     if isinstance(target, type):
         if dataclasses.is_dataclass(target):
             target.__init__ = checked(target.__init__)
         return target
-    if "<locals>" in target.__qualname__:
+    if "<locals>" in target.__qualname__ or not SHAPED.search(str(target.__annotations__)):
         return target
     inner: Callable[..., Any] | None = None
-    has_axes = True
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal inner, has_axes
+        nonlocal inner
         if jaxtyping.config.jaxtyping_disable:
             return target(*args, **kwargs)
         if inner is None:  # at the first call, when all names are there
-            hints = hints_of(target)
-            inner, has_axes = typed_as(target, hints), "jaxtyping" in repr(hints)
-        if not has_axes:
-            return inner(*args, **kwargs)
+            inner = typed_as(target, hints_of(target))
         with jaxtyped("context"):
             return inner(*args, **kwargs)
 
