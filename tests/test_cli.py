@@ -34,7 +34,7 @@ def arguments(command, folder, *more):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("clips", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     more = ["--image-size", "48", *["--clip", CLIP] * clips]
     assert cli.main(arguments("scan", folder, *more)) == 0
@@ -92,7 +92,7 @@ def test_what_the_user_can_mend_is_one_line(folder, change, words, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("own_test_images", [False, True])
+@pytest.mark.parametrize("own_test_images", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_drill_prints_figures_and_writes_them(folder, capsys, own_test_images):
     file = folder / "new" / "drill.json"
     more = ["--test-images", str(folder / "images")] if own_test_images else []

@@ -46,7 +46,8 @@ def test_every_case_under_torchrun(processes):
     check_all_processes_passed(run_python(SCRIPT, processes=processes), processes)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_every_case_under_the_debug_launcher(processes):
     # In a process of its own: it forks, and a fork of a process that has used its OpenMP threads
     # waits for them for ever.

@@ -192,7 +192,12 @@ def test_a_resumed_run_draws_what_the_whole_one_would(tmp_path, workers):
 
 @pytest.mark.parametrize(
     ("kind", "workers"),
-    [(DataLoader, 0), (DataLoader, 1), (StatefulDataLoader, 0), (StatefulDataLoader, 1)],
+    [
+        (DataLoader, 0),
+        pytest.param(DataLoader, 1, marks=pytest.mark.slow),
+        pytest.param(StatefulDataLoader, 0, marks=pytest.mark.slow),
+        (StatefulDataLoader, 1),
+    ],
 )
 @pytest.mark.filterwarnings(
     "ignore:You're resuming from a checkpoint that ended before",  # true without the callback

@@ -213,13 +213,13 @@ def test_beyond_the_budget_arrays_count_by_shape(monkeypatch):
     assert dataset_fingerprint(np.zeros(99, np.uint8)) != dataset_fingerprint(np.ones(99, np.uint8))
 
 
-def test_a_list_of_a_million_files_is_quick():
-    samples = [(f"/data/train/n{i % 1000:08}/image_{i}.JPEG", i % 1000) for i in range(1_300_000)]
+def test_a_list_of_half_a_million_files_is_quick():
+    samples = [(f"/data/train/n{i % 1000:08}/image_{i}.JPEG", i % 1000) for i in range(500_000)]
     dataset = Items(samples)
     start = time.process_time()
     before = dataset_fingerprint(dataset)
-    assert time.process_time() - start < 2
-    samples[777_777] = ("/elsewhere.JPEG", 1)
+    assert time.process_time() - start < 1
+    samples[333_333] = ("/elsewhere.JPEG", 1)
     assert dataset_fingerprint(dataset) != before
 
 

@@ -17,6 +17,7 @@ from cgd_wrap import CGDGuard
 def method(request: pytest.FixtureRequest) -> Iterator[str]:
     """The start method that the user has set for the whole process."""
     before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["tiny_data"])
     torch.multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     torch.multiprocessing.set_start_method(before, force=True)

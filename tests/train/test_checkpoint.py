@@ -99,10 +99,12 @@ def without_seconds(history):
     return [record.as_dict() | {"seconds": 0} for record in history]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"holdout_fraction": 0.0, "max_batches_per_epoch": 2, "max_gradient_norm": None}],
+    ("workers", "changes"),
+    [
+        (0, {"holdout_fraction": 0.0, "max_batches_per_epoch": 2, "max_gradient_norm": None}),
+        (1, {}),
+    ],
 )
 def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, changes, workers):
     """FAULTS row 61, to the last bit."""

@@ -192,7 +192,7 @@ def test_an_epoch_draws_anew_and_the_same_each_time():
     assert torch.equal(view.indices, first)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_persistent_workers_see_the_epoch_that_is_set(start):
     view = view_of(pairs())
     loader = DataLoader(
