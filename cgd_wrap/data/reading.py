@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -21,12 +21,13 @@ from cgd_wrap.data.workers import (
     BadSamples,
     Noted,
     Notes,
+    Part,
     Sample,
     Workers,
     batches_of,
     deaths_told_later,
     is_worker_death,
-    stack_tensors,
+    stacked,
 )
 from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.escaping import escaped_logger
@@ -35,6 +36,29 @@ logger = escaped_logger(__name__)
 
 DEATHS_ALLOWED = 3  # of workers: by samples, and in a row without a sample that explains them
 CHUNK = 64  # samples that a worker reads at a time, where nothing else is said
+
+
+class Consumer(Protocol):
+    """Takes the batches of a job."""
+
+    def add(self, part: Part) -> None:
+        """Take a batch."""
+
+    def finish(self) -> None:
+        """Be told that all batches of the job have come."""
+
+
+class _Collected:
+    """Hands the samples of a job over when all have come."""
+
+    def __init__(self, number: int, take: Callable[[int, list[Sample]], None]) -> None:
+        self.number, self.take, self.all = number, take, list[Sample]()
+
+    def add(self, part: Part) -> None:
+        self.all += part.samples()
+
+    def finish(self) -> None:
+        self.take(self.number, self.all)
 
 
 class SampleReader:
@@ -59,7 +83,7 @@ class SampleReader:
         *,
         batch_size: int = CHUNK,
     ) -> None:
-        """Read samples job by job, in order, and hand the samples of each job over.
+        """Read samples job by job, in order, and hand the samples of each job over one by one.
 
         Args:
             jobs: indices of the samples that are handed over together.
@@ -69,12 +93,34 @@ class SampleReader:
         Raises:
             DatasetError: too many samples killed their worker, or workers die again and again.
         """
+        self.read_parts(jobs, lambda number: _Collected(number, take), batch_size=batch_size)
+
+    def read_parts(
+        self,
+        jobs: Iterable[Sequence[int]],
+        begin: Callable[[int], Consumer],
+        *,
+        batch_size: int = CHUNK,
+        pin: bool = False,
+    ) -> None:
+        """Read samples job by job, in order, and hand over each batch as it comes.
+
+        Args:
+            jobs: indices of the samples that belong together; batches don't cross their borders.
+            begin: makes what takes the batches of a job, by the job's number; called again for a
+                job whose worker has died.
+            batch_size: samples that a worker reads at a time, and that are stacked together.
+            pin: put images into page-locked memory.
+
+        Raises:
+            DatasetError: as by :meth:`read`.
+        """
         todo = deque(enumerate(list(job) for job in jobs))
         unexplained = 0
         while todo:
             left, notes = len(todo), Notes(self.workers.count)
             try:
-                self._deliver(todo, take, batch_size, notes)
+                self._deliver(todo, begin, batch_size, notes, pin)
             except RuntimeError as error:
                 if not is_worker_death(error):
                     raise
@@ -91,41 +137,47 @@ class SampleReader:
     def _deliver(
         self,
         todo: deque[tuple[int, list[int]]],
-        take: Callable[[int, list[Sample]], None],
+        begin: Callable[[int], Consumer],
         batch_size: int,
         notes: Notes,
+        pin: bool,
     ) -> None:
-        parts = [
+        batches_in_order = [
             job[start : start + batch_size]
             for _, job in todo
             for start in range(0, len(job), batch_size)
         ]
-        loader = self._loader(parts, self.workers.count, notes)
+        loader = self._loader(batches_in_order, self.workers.count, notes, pin=pin)
         with batches_of(loader) as batches:
             while todo:
                 number, job = todo[0]
-                samples: list[Sample] = []
-                while len(samples) < len(job):
-                    samples += self._next(loader, batches, notes)
+                consumer = begin(number)
+                for _ in range(0, len(job), batch_size):
+                    part = self._next(loader, batches, notes)
+                    with deaths_told_later():
+                        consumer.add(part)
                 with deaths_told_later():
-                    take(number, samples)
+                    consumer.finish()
                     todo.popleft()
 
-    def _loader(self, parts: list[list[int]], count: int, notes: Notes) -> DataLoader[Any]:
+    def _loader(
+        self, batches: list[list[int]], count: int, notes: Notes, *, pin: bool = False
+    ) -> DataLoader[Any]:
         return DataLoader(
             Noted(self.view, self.bad, notes.table),
-            batch_sampler=parts,
+            batch_sampler=batches,
             num_workers=count,
-            collate_fn=stack_tensors,
+            pin_memory=pin,
+            collate_fn=stacked,
             timeout=min(self.workers.timeout or LOOK, LOOK) if count else 0,
             generator=torch.Generator(),  # or the loader draws from the user's global one
         )
 
-    def _next(self, loader: DataLoader[Any], batches: Iterator[Any], notes: Notes) -> list[Sample]:
+    def _next(self, loader: DataLoader[Any], batches: Iterator[Any], notes: Notes) -> Part:
         """Fetch the next batch; a worker's death is a RuntimeError, worded as torch words it."""
         while True:
             try:
-                indices, values, others = next(batches)
+                part: Part = next(batches)
             except (OSError, EOFError) as error:
                 if loader.num_workers == 0 or "DataLoader worker process" in str(error):
                     raise  # from the dataset
@@ -138,10 +190,10 @@ class SampleReader:
                     raise
                 notes.kill_stalled(self.workers.timeout)  # the next round tells of their death
                 continue
-            for _, value in others:
+            for _, value in part.others:
                 if isinstance(value, Exception) and not isinstance(value, BadSampleError):
                     raise value
-            return [*zip(indices, values, strict=True), *others]
+            return part
 
     def _tried_alone(self, suspects: list[int]) -> list[int]:
         """Read samples each alone in a new worker; return those that kill or stall the worker."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from cgd_wrap.errors import BadSampleError, CGDError
 
@@ -65,6 +65,30 @@ class Notes:
                     os.kill(int(process), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Samples that were read together: images stacked, everything else one by one.
+
+    Attributes:
+        indices: indices of the samples whose images are stacked.
+        images: the stacked images [b, ...]; of a view that gives several images a sample, one
+            stack for each. Empty where the images differ in shape or type.
+        others: index and value of all other samples; the value may be a BadSampleError.
+    """
+
+    indices: list[int]
+    images: tuple[Tensor, ...]
+    others: list[Sample]
+
+    def samples(self) -> list[Sample]:
+        """Index and value of each sample, of a view that gives one image a sample or none."""
+        return [*zip(self.indices, *self.images, strict=True), *self.others]
+
+    def pin_memory(self) -> Part:
+        """The same in page-locked memory, from where a GPU takes it while it computes."""
+        return Part(self.indices, tuple(images.pin_memory() for images in self.images), self.others)
+
+
 class Noted(Dataset[Sample]):
     """Returns our errors as values, since a worker survives them so, and notes where it is."""
 
@@ -74,34 +98,56 @@ class Noted(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, index: int) -> Sample:
-        if index in self.bad:
-            return index, self.bad[index]
-        worker = get_worker_info()
+    def __getitems__(self, indices: list[int]) -> list[Sample]:
+        worker, read = get_worker_info(), self._read
         if worker is None:
-            return index, self._read(index)
-        row = self.notes.numpy()[worker.id]
-        row[1], row[2] = time.monotonic(), os.getpid()
-        row[0] = index
-        value = self._read(index)
+            return [(index, read(index)) for index in indices]
+        row: Any = memoryview(self.notes.numpy()[worker.id])  # faster than the array to write to
+        now, row[2] = time.monotonic, float(os.getpid())
+        samples = []
+        for index in indices:
+            row[1], row[0] = now(), float(index)
+            samples.append((index, read(index)))
         row[0] = NOBODY
-        return index, value
+        return samples
 
     def _read(self, index: int) -> Any:
+        if index in self.bad:
+            return self.bad[index]
         try:
             return self.view[index]
         except CGDError as error:
             return error
 
 
-def stack_tensors(samples: list[Sample]) -> tuple[list[int], Any, list[Sample]]:
+def stacked(samples: list[Sample]) -> Part:
     """Stack images into one tensor, since each tensor of a worker takes an open file to send."""
-    images = [(index, value) for index, value in samples if isinstance(value, Tensor)]
-    others = [sample for sample in samples if not isinstance(sample[1], Tensor)]
-    values: Any = [value for _, value in images]
-    if len({(value.shape, value.dtype) for value in values}) == 1:
-        values = torch.stack(values)
-    return [index for index, _ in images], values, others
+    indices, images, others = list[int](), list[tuple[Tensor, ...]](), list[Sample]()
+    for sample in samples:
+        index, value = sample
+        if isinstance(value, Tensor):
+            value = (value,)
+        if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+            indices.append(index)
+            images.append(value)
+        else:
+            others.append(sample)
+    stacks = [_stack(column) for column in zip(*images, strict=True)]
+    whole = tuple(stack for stack in stacks if stack is not None)
+    return Part(indices, whole, others) if len(whole) == len(stacks) else Part([], (), samples)
+
+
+def _stack(images: tuple[Tensor, ...]) -> Tensor | None:
+    """Stack images, in a worker straight into shared memory; None if they differ in kind."""
+    if len({image.dtype for image in images}) == 1:
+        try:
+            stack: Tensor = default_collate([*images])
+        except RuntimeError:
+            if len({image.shape for image in images}) == 1:
+                raise
+        else:
+            return stack
+    return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.processes import Runtime
-from cgd_wrap.scan.scanner import Scanner
+from cgd_wrap.scan.scanner import Output, Scanner
 from cgd_wrap.scan.store import UnitStore, check_store
 
 
@@ -86,15 +86,28 @@ class PassOptions:
         """
         if store.is_complete():
             return
+        self.scan_all(view, [self.output(store, score, features)], title=title)
+
+    def output(self, store: UnitStore, score: Any, features: int | None = None) -> Output:
+        """Say what a pass computes: logits, or so many features in fp16."""
+        name, width = ("features", features) if features else ("logits", self.num_classes)
+        return Output(store, name, (width,), torch.float16 if features else torch.float32, score)
+
+    def scan_all(self, view: Any, outputs: Sequence[Output], *, title: str) -> None:
+        """Run several passes that share the reading; see :meth:`scan`.
+
+        Args:
+            view: ``[i] -> image tensor``, or a tuple of one for each output.
+            outputs: what is computed.
+            title: title of the progress bar.
+        """
         config = self.config
         Scanner(
-            view, score, store,
-            name="features" if features else "logits",
-            width=features or self.num_classes,
-            dtype=torch.float16 if features else torch.float32,
+            view, outputs,
             runtime=self.runtime,
             max_bad_fraction=config.max_bad_fraction if config.on_bad_sample == "record" else None,
             batch_size=config.scan_batch_size,
             workers=self.workers, known=self.unreadable, progress=self.progress,
         ).run(title)  # fmt: skip
-        store.wait(config.scan_timeout)
+        for output in outputs:
+            output.store.wait(config.scan_timeout)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import BadSampleError, CGDError, DatasetError
 from cgd_wrap.processes import Runtime
-from cgd_wrap.scan.scanner import Scanner
+from cgd_wrap.scan.scanner import Output, Scanner
 from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
 
 WEIGHTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -59,11 +59,13 @@ class Linear:
         return images.flatten(1) @ WEIGHTS
 
 
-def scan(images: Images, folder: Path, score=None, *, rank=0, world=1, **options) -> UnitStore:
+def scan(
+    images: Images, folder: Path, score=None, *, rank=0, world=1, width=4, **options
+) -> UnitStore:
     store = UnitStore.open(folder, len(images), {"pass": "test"})
     runtime = Runtime(torch.device("cpu"), rank, world)
-    options = {"name": "logits", "width": 4, "dtype": torch.float32, "progress": False} | options
-    Scanner(images, score or Linear(), store, runtime=runtime, **options).run("test")
+    output = Output(store, "logits", (width,), torch.float32, score or Linear())
+    Scanner(images, [output], runtime=runtime, **{"progress": False, **options}).run("test")
     return store
 
 
