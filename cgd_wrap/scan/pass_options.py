@@ -13,8 +13,9 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.processes import Runtime
-from cgd_wrap.scan.scanner import Output, Scanner
+from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UnitStore, check_store
+from cgd_wrap.scan.unit_results import Output
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from cgd_wrap.data.workers import Workers
 from cgd_wrap.errors import BadSampleError, CGDError, DatasetError
 from cgd_wrap.processes import Runtime
-from cgd_wrap.scan.scanner import Output, Scanner
+from cgd_wrap.scan.scanner import Scanner
 from cgd_wrap.scan.store import UNIT_SIZE, UnitStore
+from cgd_wrap.scan.unit_results import Output
 
 WEIGHTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -120,6 +121,67 @@ def test_a_finished_unit_is_not_read_again(tmp_path: Path) -> None:
     score = Linear()
     scan(images, tmp_path, score)
     assert sum(score.sizes) == UNIT_SIZE
+
+
+class Two(Images):
+    """Gives the image twice, the second time in bytes."""
+
+    def __init__(self, rows: int, **options) -> None:
+        super().__init__(rows, **options)
+        self.reads = torch.zeros(rows, dtype=torch.int64)
+
+    def __getitem__(self, index: int):
+        image = super().__getitem__(index)
+        self.reads[index] += 1
+        return image, (image * 255).to(torch.uint8)
+
+
+def outputs_of(folder: Path, rows: int, score=None) -> list[Output]:
+    first, second = (UnitStore.open(folder / name, rows, {}) for name in ("scores", "copies"))
+    return [
+        Output(first, "logits", (4,), torch.float32, score or Linear()),
+        Output(second, "images", (3, 2, 2), torch.uint8, None),
+    ]
+
+
+def test_several_outputs_share_the_read(tmp_path: Path) -> None:
+    images, runtime = Two(UNIT_SIZE + 30, bad=[3]), Runtime(torch.device("cpu"), 0, 1)
+    options = {"runtime": runtime, "max_bad_fraction": 0.01, "progress": False}
+    outputs = outputs_of(tmp_path, len(images))
+    Scanner(images, outputs, **options).run("test")
+    assert images.reads.tolist() == [0 if i == 3 else 1 for i in range(len(images))]
+    expected = images.pixels.flatten(1) @ WEIGHTS
+    expected[3] = 0
+    torch.testing.assert_close(logits_of(outputs[0].store), expected)
+    copies = torch.cat([tensors["images"] for _, tensors, _ in outputs[1].store.units()])
+    bytes_ = (images.pixels * 255).to(torch.uint8)
+    bytes_[3] = 0
+    assert torch.equal(copies, bytes_)
+    assert all(list(bad_of(output.store)) == [3] for output in outputs)
+
+
+def test_of_several_outputs_only_those_that_lack_a_unit_are_computed(tmp_path: Path) -> None:
+    images, runtime = Two(2 * UNIT_SIZE), Runtime(torch.device("cpu"), 0, 1)
+    Scanner(images, outputs_of(tmp_path, len(images)), runtime=runtime, progress=False).run("test")
+    (tmp_path / "copies" / "00001.safetensors").unlink()
+    images.reads.zero_()
+    score = Linear()
+    outputs = outputs_of(tmp_path, len(images), score)
+    Scanner(images, outputs, runtime=runtime, progress=False).run("test")
+    assert images.reads.tolist() == [0] * UNIT_SIZE + [1] * UNIT_SIZE
+    assert score.sizes == []
+    assert outputs[1].store.is_complete()
+
+
+def test_a_unit_that_cannot_be_written_ends_the_scan(tmp_path: Path, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(UnitStore, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        scan(Images(50), tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        scan(Images(5 * UNIT_SIZE), tmp_path / "large")
 
 
 def overflowing(images: Tensor, *, full_precision: bool) -> Tensor:
