@@ -73,7 +73,7 @@ class CGDGuard:
         cache_dir: folder that keeps the scan, and lets an interrupted scan go on. Default: none.
         clip_dataset: the dataset's samples as raw images, if the dataset has normalised tensors.
         eval_dataset_view: samples as the model is evaluated on them. Default: those of the dataset.
-        suspicious: suspicious model, used as it is, or a checkpoint. Default: trained fresh copies.
+        suspicious: suspicious model, used as it is; a checkpoint; or "copy". Default: by config.
         image_key: position or key of the image in a sample. Default: found.
         label_key: position or key of the label in a sample. Default: found.
         num_workers: processes that read samples. With 0, a sample that crashes ends this process.

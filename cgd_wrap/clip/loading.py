@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class RGBFirst:
 
     transform: Callable[[Image.Image], Tensor]
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+    def __call__(self, image: Image.Image) -> Shaped[Tensor, "channels height width"]:
         """Turn one PIL image of any mode into the tensor that the model reads."""
         if not isinstance(image, Image.Image):
             raise TypeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -150,6 +150,27 @@ class OpenClipZeroShot(nn.Module):
         """Stay in eval mode, whatever ``mode`` says: the model is frozen."""
         super().train(False)
         return self
+
+    def preprocess_in_two(self) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
+        """Take the preprocessing apart, so that images travel as bytes from worker to device.
+
+        Returns:
+            A function of one PIL image, and one of a batch of what it gives. Together they give
+            the same values as ``preprocess``. The second does nothing where the last steps of the
+            transform aren't known ones.
+        """
+        from torchvision import transforms
+
+        *first, to_tensor, normalise = getattr(
+            self.preprocess.transform, "transforms", [None, None]
+        )
+        if not (
+            isinstance(to_tensor, transforms.ToTensor)
+            and isinstance(normalise, transforms.Normalize)
+        ):
+            return self.preprocess, lambda images: images
+        to_bytes = RGBFirst(transforms.Compose([*first, transforms.PILToTensor()]))
+        return to_bytes, lambda images: normalise(images.float().div(255))
 
     @torch.no_grad()
     def features(

@@ -26,24 +26,15 @@ def number(
     return accepts, f"a number in {interval}" + (", or None" if optional else "")
 
 
-def count(*, optional: bool = False) -> Check:
-    """A whole number, at least 1."""
+def count(least: int = 1, *, optional: bool = False) -> Check:
+    """A whole number, at least 1 or what is given."""
 
     def accepts(value: Any) -> bool:
         if value is None:
             return optional
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
-    return accepts, "a whole number of 1 or more" + (", or None" if optional else "")
-
-
-def whole() -> Check:
-    """A whole number, at least 0."""
-
-    def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-    return accepts, "a whole number of 0 or more"
+    return accepts, f"a whole number of {least} or more" + (", or None" if optional else "")
 
 
 def flag() -> Check:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cgd_wrap.config import presets, reading
 from cgd_wrap.config.calibration import Calibration
-from cgd_wrap.config.checks import choice, count, flag, number, prompt_templates, whole
+from cgd_wrap.config.checks import choice, count, flag, number, prompt_templates
 from cgd_wrap.config.setting import (
     EVERYWHERE,
     FIT,
@@ -136,8 +136,13 @@ class CGDConfig:
     clip_precision: Literal["fp32", "bf16", "fp16", "amp"] = setting(
         "fp32", SCAN, choice("fp32", "bf16", "fp16", "amp"),
         text="Precision of CLIP's image tower.")
-    suspicious_epochs: int = setting(
-        5, SCAN, count(), paper=5, text="Epochs of the suspicious model.")
+    suspicious_network: Literal["small", "copy"] = setting(
+        "copy", SCAN, choice("small", "copy"), paper="copy",
+        text="""What is trained as the suspicious model: a small network of our own, on small copies
+        of the images, or a fresh copy of your model, on its own inputs.""")
+    suspicious_side: int = setting(32, SCAN, count(16),
+        text="Height and width of the small copies, in pixels; each takes 3 bytes a pixel.")
+    suspicious_epochs: int = setting(5, SCAN, count(), paper=5, text="Epochs of suspicious models.")
     suspicious_runs: int = setting(1, SCAN, count(), paper=3,
         text="Number of independent suspicious models, whose logits are averaged.")
     suspicious_optimizer: Literal["adam", "sgd"] = setting(
@@ -163,10 +168,8 @@ class CGDConfig:
         many percentage points below its best. None measures without stopping, as a schedule that
         starts at a high learning rate needs.""")
     epochs: int = setting(12, FIT, count(), paper=10, text="Epochs of the training.")
-    batch_size: int = setting(
-        128, FIT, count(), paper=256, text="Samples a step, over all processes.")
-    learning_rate: float = setting(
-        0.07, FIT, _POSITIVE, paper=0.01, text="Highest learning rate of SGD.")
+    batch_size: int = setting(128, FIT, count(), paper=256, text="Samples a step of all processes.")
+    learning_rate: float = setting(0.07, FIT, _POSITIVE, paper=0.01, text="SGD's highest rate.")
     momentum: float = setting(
         0.9, FIT, number(0, 1, below=True), paper=0.0, text="Nesterov momentum of SGD.")
     weight_decay: float = setting(5e-4, FIT, _AT_LEAST_0, paper=5e-4, text="Weight decay of SGD.")
@@ -203,7 +206,7 @@ class CGDConfig:
         128 on a CPU, and 512 on a GPU.""")
     scan_timeout: float = setting(1800.0, SCAN, _POSITIVE,
         text="Seconds that a process waits for the others' units while none of these comes in.")
-    seed: int = setting(0, EVERYWHERE, whole(), text="Seed of every random choice of the library.")
+    seed: int = setting(0, EVERYWHERE, count(0), text="Seed of every random choice of the library.")
     calibration: Calibration = dataclasses.field(default=Calibration())
     # fmt: on
 
@@ -228,10 +231,7 @@ class CGDConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> CGDConfig:
-        """The reference code's numbers, quirks included (bare cosines, tied scores).
-
-        Two of its habits are left out on purpose: it stops on the test set, and it never seeds.
-        """
+        """The reference code's numbers, but that it stops on the test set, and never seeds."""
         return cls(**(PAPER | changes))
 
     @classmethod

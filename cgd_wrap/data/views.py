@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -90,6 +90,31 @@ class RawImages(Dataset[Image.Image]):
         return rgb
 
 
+class FromRaw(Dataset[tuple[Tensor, ...]]):
+    """What several functions make of each raw image, which is read once.
+
+    Args:
+        raw: gives RGB images by index.
+        functions: RGB image -> tensor.
+    """
+
+    def __init__(self, raw: RawView, functions: Sequence[Callable[[Any], Tensor]]) -> None:
+        self.raw, self.functions = raw, functions
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image = self.raw[index]
+        return tuple(function(image) for function in self.functions)
+
+
+def in_bytes(image: Image.Image) -> UInt8[Tensor, "channels height width"]:
+    """Copy the values of an image of 8 bits a channel into a tensor."""
+    values = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(values.reshape(*values.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
 class ModelInputs(Dataset[Tensor]):
     """Raw images as inputs of a freshly trained model: resized, scaled by mean 0.5 and std 0.5.
 
@@ -113,9 +138,8 @@ class ModelInputs(Dataset[Tensor]):
         height, width = self.size
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        values = np.array(image, dtype=np.uint8).reshape(height, width, self.channels)
         # (x - 0.5) / 0.5: the inputs of the paper's suspicious model.
-        return torch.from_numpy(values).permute(2, 0, 1).contiguous().float() / 127.5 - 1.0
+        return in_bytes(image).float() / 127.5 - 1.0
 
 
 class EvaluatedImages(Dataset[Tensor]):

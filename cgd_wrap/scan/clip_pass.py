@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from cgd_wrap.clip import ClipText, OpenClipZeroShot, ZeroShot, load_zero_shot
 from cgd_wrap.clip.several import Clips, as_list
@@ -22,18 +20,41 @@ from cgd_wrap.data import RawView, check_deterministic
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
 from cgd_wrap.data.probes import spread
+from cgd_wrap.data.views import FromRaw, in_bytes
 from cgd_wrap.errors import CacheMismatchError
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.randomness import kept_rng
 from cgd_wrap.scan.pass_options import PassOptions
+from cgd_wrap.scan.small_copies import SmallCopies
 from cgd_wrap.scan.stored_logits import CombinedLogits, StoredLogits, stored_logits
+from cgd_wrap.scan.unit_results import Output
 from cgd_wrap.sealed import read_sealed, write_sealed
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A pass of one CLIP, before any image is read.
+
+    Attributes:
+        logits: the logits, when all images are scored.
+        output: what is computed; None where all is stored already.
+        preprocess: RGB image -> what the output's function takes.
+    """
+
+    logits: StoredLogits
+    output: Output | None = None
+    preprocess: Callable[[Any], Tensor] = in_bytes
+
+
 def clip_pass(
-    clip: Clips, class_names: Sequence[str], raw: RawView, options: PassOptions
+    clip: Clips,
+    class_names: Sequence[str],
+    raw: RawView,
+    options: PassOptions,
+    *,
+    small: SmallCopies | None = None,
 ) -> StoredLogits:
-    """Score every sample by one or several zero-shot classifiers, such as CLIP.
+    """Score every sample by one or several zero-shot classifiers, such as CLIP, in one read.
 
     For open_clip models the image features are stored, in fp16, and the class matrix beside
     them: other prompts or class names need no second image pass. A finished pass is read without
@@ -45,6 +66,7 @@ def clip_pass(
         class_names: names of the classes, in the order of the labels.
         raw: gives the raw images, by index.
         options: cache, device and configuration.
+        small: small copies that the same read leaves.
 
     Raises:
         DatasetError: a raw image differs each time it is read; nothing is left in the cache.
@@ -59,7 +81,13 @@ def clip_pass(
         else _other_zero_shot_pass(one, raw, options, store)
         for one, store in zip(clips, stores, strict=True)
     ]
-    return CombinedLogits.of(passes)
+    waiting = [(one.preprocess, one.output) for one in passes if one.output is not None]
+    if small is not None and not small.store.is_complete():
+        waiting.append((small.copy_of, small.output()))
+    if waiting:
+        view = FromRaw(raw, [preprocess for preprocess, _ in waiting])
+        options.scan_all(view, [output for _, output in waiting], title="CLIP")
+    return CombinedLogits.of([one.logits for one in passes])
 
 
 def store_names(clip: Clips) -> list[str]:
@@ -69,7 +97,7 @@ def store_names(clip: Clips) -> list[str]:
 
 def _open_clip_pass(
     clip: str, class_names: Sequence[str], raw: RawView, options: PassOptions, name: str
-) -> StoredLogits:
+) -> _Prepared:
     config, request = options.config, _clip_request(clip, class_names, options.config)
     path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
     known = read_sealed(path, place)
@@ -77,7 +105,7 @@ def _open_clip_pass(
         try:
             store = options.open_store(name, len(raw), known[1]["image_side"])
             if store.is_complete():
-                return StoredLogits(store, _from_features(ClipText(**known[0])))
+                return _Prepared(StoredLogits(store, _from_features(ClipText(**known[0]))))
         except CacheMismatchError as error:
             if set(error.fields) - set(known[1]["image_side"]):
                 raise
@@ -94,16 +122,16 @@ def _open_clip_pass(
     if options.runtime.is_main and not (known and known[1] == notes):
         write_sealed(path, vars(model.text()), place, notes)
 
+    logits = StoredLogits(store, _from_features(model.text().to("cpu")))
+    if store.is_complete():
+        return _Prepared(logits)
+    preprocess, to_floats = model.preprocess_in_two()
+
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
-        return model.features(images, precision="fp32" if full_precision else None)
+        return model.features(to_floats(images), precision="fp32" if full_precision else None)
 
-    view = _Preprocessed(raw, model.preprocess)
-    options.scan(view, score, store, title=_title(name), features=model.class_matrix.shape[0])
-    return StoredLogits(store, _from_features(model.text().to("cpu")))
-
-
-def _title(name: str) -> str:
-    return name.replace("clip", "CLIP").replace("-", " ")
+    output = options.output(store, score, features=model.class_matrix.shape[0])
+    return _Prepared(logits, output, preprocess)
 
 
 def _from_features(text: ClipText) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -127,26 +155,34 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
 
 def _other_zero_shot_pass(
     clip: ZeroShot, raw: RawView, options: PassOptions, name: str
-) -> StoredLogits:
+) -> _Prepared:
     if isinstance(clip, nn.Module):
         clip.to(options.runtime.device)
-    view = _Preprocessed(raw, getattr(clip, "preprocess", None) or _unit_range)
-    describe = partial(_describe_zero_shot, clip, view, options.runtime.device)
+    preprocess = getattr(clip, "preprocess", None)
+
+    def logits(images: Tensor) -> Tensor:
+        return clip.logits(images if preprocess else images.float() / 255)
+
+    view = FromRaw(raw, [preprocess or in_bytes])
+    describe = partial(_describe_zero_shot, clip, view, logits, options.runtime.device)
     try:  # a finished pass is read without asking the classifier
         store = options.open_store(name, len(raw), describe(use=options.begins(name)))
     except CacheMismatchError:
         store = options.open_store(name, len(raw), describe(use=True))
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
-        return clip.logits(images)
+        return logits(images)
 
-    options.scan(view, score, store, title=_title(name))
-    return StoredLogits(store, stored_logits)
+    found = StoredLogits(store, stored_logits)
+    if store.is_complete():
+        return _Prepared(found)
+    return _Prepared(found, options.output(store, score), preprocess or in_bytes)
 
 
 def _describe_zero_shot(
-    clip: ZeroShot, view: Dataset[Tensor], device: Any, *, use: bool
-) -> dict[str, Any]:
+    clip: ZeroShot, view: FromRaw, logits: Callable[[Tensor], Tensor], device: Any, *,
+    use: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Describe a zero-shot classifier: weights, settings, and the code of its two functions.
 
     An object's own ``fingerprint()`` stands for its class and all that it holds, except its
@@ -155,6 +191,7 @@ def _describe_zero_shot(
     Args:
         clip: the classifier.
         view: images that it can score.
+        logits: scores a batch of them.
         device: where it scores them.
         use: let it score an image before the first look and between two looks: what loads late is
             there then, and what counts or caches shows itself.
@@ -169,14 +206,14 @@ def _describe_zero_shot(
         functions = {"preprocess": getattr(type(clip), "preprocess", None), **held}
         return parts(functions, "zero_shot", ignore=())
 
-    images = iter(spread(len(view), 8))  # type: ignore[arg-type]
+    images = iter(spread(len(view), 8))
 
     def score() -> None:
         for index in images if use and held else ():  # what holds nothing can't change
             with suppress(Exception):  # unreadable, or unfit: the scan says so
-                image = view[index]
+                [image] = view[index]
                 with torch.no_grad(), kept_rng():
-                    clip.logits(torch.stack([image, image]).to(device))
+                    logits(torch.stack([image, image]).to(device))
                 return
 
     score()
@@ -186,19 +223,3 @@ def _describe_zero_shot(
     elif isinstance(clip, nn.Module):
         found["weights"] = hash_weights(clip)
     return found
-
-
-class _Preprocessed(Dataset[Tensor]):
-    def __init__(self, raw: RawView, preprocess: Callable[[Any], Tensor]) -> None:
-        self.raw, self.preprocess = raw, preprocess
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.preprocess(self.raw[index])
-
-
-def _unit_range(image: Any) -> Float[Tensor, "3 height width"]:
-    """Convert an RGB image to floats in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255

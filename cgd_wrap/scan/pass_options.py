@@ -14,7 +14,7 @@ from cgd_wrap.data.identity import merged
 from cgd_wrap.data.workers import HERE, BadSamples, Workers
 from cgd_wrap.processes import Runtime
 from cgd_wrap.scan.scanner import Scanner
-from cgd_wrap.scan.store import UnitStore, check_store
+from cgd_wrap.scan.store import UnitStore, check_store, unit_size_for
 from cgd_wrap.scan.unit_results import Output
 
 
@@ -72,6 +72,11 @@ class PassOptions:
     def begins(self, name: str) -> bool:
         """Whether a pass has no store yet, or a store that may be replaced."""
         return self.overwrite or not (self.folder / name / "manifest.json").is_file()
+
+    def seems_finished(self, name: str, rows: int) -> bool:
+        """Whether a pass has all its files; nothing is opened."""
+        units = len(list((self.folder / name).glob("[0-9]*.safetensors")))
+        return not self.overwrite and units == -(-rows // unit_size_for(rows))
 
     def scan(
         self, view: Any, score: Any, store: UnitStore, *, title: str, features: int | None = None

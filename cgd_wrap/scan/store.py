@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Shaped
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cgd_wrap.errors import CacheMismatchError, ScanIncompleteError
@@ -36,7 +37,8 @@ from cgd_wrap.sealed import SEAL, read_sealed, read_sealed_json, write_sealed, w
 
 logger = escaped_logger(__name__)
 
-UNIT_SIZE = 1024  # rows; a unit is what an interrupted process loses at most
+UNIT_SIZE = 1024  # rows, at least; a unit is what an interrupted process loses at most
+MOST_UNITS = 4096
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class UnitStore:
         folder: folder of the store.
         rows: number of rows in all.
         made_for: hash of the fingerprint; units with another hash don't count.
+        unit_size: rows of a unit; the last may have fewer.
     """
 
     folder: Path
     rows: int
     made_for: str
+    unit_size: int = UNIT_SIZE
 
     @classmethod
     def open(
@@ -80,18 +84,20 @@ class UnitStore:
                 version of this library.
             StoredFileError: the folder is a file, or a link that leads out of its parent.
         """
-        wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": UNIT_SIZE}))
         check_store(folder, overwrite=overwrite)
         clear_leftovers(folder)
         manifest = read_sealed_json(*_manifest(folder))
+        found = {} if manifest is None else manifest["fingerprint"]
+        # Units of a store that is there keep their size, whatever a new one would have.
+        size = found["unit_size"] if found.get("rows") == rows else unit_size_for(rows)
+        wanted = json.loads(json.dumps({**fingerprint, "rows": rows, "unit_size": size}))
         if manifest is not None:
-            found = manifest["fingerprint"]
             asked = agreed(found, wanted)
             if not overwrite:
-                known = {name: found.get(name) for name in derived}
-                check_fingerprint(folder, found, asked | known)
+                follows = {name: found.get(name) for name in derived}
+                check_fingerprint(folder, found, asked | follows)
             if not differing_fields(found, asked):
-                return cls(folder, rows, _hash_of(found))
+                return cls(folder, rows, _hash_of(found), size)
             logger.warning("Replacing %s, which was made for something else.", folder)
         elif _manifest(folder)[0].exists():
             logger.warning("The manifest of %s is damaged or old, and is written anew.", folder)
@@ -100,14 +106,14 @@ class UnitStore:
         # written new units.
         path, place = _manifest(folder)
         write_sealed_json(path, {"format": FORMAT, "fingerprint": wanted}, place)
-        return cls(folder, rows, _hash_of(wanted))
+        return cls(folder, rows, _hash_of(wanted), size)
 
     def __len__(self) -> int:
-        return -(-self.rows // UNIT_SIZE)
+        return -(-self.rows // self.unit_size)
 
     def rows_of(self, unit: int) -> range:
         """The rows of a unit."""
-        return range(unit * UNIT_SIZE, min((unit + 1) * UNIT_SIZE, self.rows))
+        return range(unit * self.unit_size, min((unit + 1) * self.unit_size, self.rows))
 
     def owned_by(self, process_index: int, num_processes: int) -> list[int]:
         """Numbers of the units that a process computes, including units already stored."""
@@ -130,6 +136,16 @@ class UnitStore:
             return None
         tensors, notes = found
         return tensors, {int(index): reason for index, reason in notes["bad"].items()}
+
+    def mapped(self, unit: int) -> dict[str, Tensor]:
+        """Map a unit's tensors into memory: what isn't looked at isn't read.
+
+        Raises:
+            ScanIncompleteError: the unit is missing or damaged.
+        """
+        if self.read(unit) is None:
+            raise self._incomplete(unit)
+        return load_file(self._file(unit))
 
     def missing(self, units: Sequence[int]) -> list[int]:
         """List which of some units are missing or damaged."""
@@ -177,9 +193,12 @@ class UnitStore:
         for unit in range(len(self)):
             found = self.read(unit)
             if found is None:
-                message = f"{self.folder}: unit {unit} is missing or damaged; scan again"
-                raise ScanIncompleteError(message, [unit])
+                raise self._incomplete(unit)
             yield self.rows_of(unit), *found
+
+    def _incomplete(self, unit: int) -> ScanIncompleteError:
+        text = f"{self.folder}: unit {unit} is missing or damaged; scan again"
+        return ScanIncompleteError(text, [unit])
 
     def _file(self, unit: int) -> Path:
         return self.folder / f"{unit:05d}.safetensors"
@@ -188,6 +207,14 @@ class UnitStore:
         return {
             "kind": "unit", "pass": self.folder.name, "unit": unit, "made_for": self.made_for,
         }  # fmt: skip
+
+
+def unit_size_for(rows: int) -> int:
+    """Rows of a unit: of large data sets more, so that no pass has more than 4,096 files."""
+    size = UNIT_SIZE
+    while size * MOST_UNITS < rows:
+        size *= 2
+    return size
 
 
 def check_store(folder: Path, *, overwrite: bool = False) -> None:

@@ -29,10 +29,12 @@ from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.kept_knowledge import kept_knowledge
 from cgd_wrap.scan.pass_options import PassOptions
+from cgd_wrap.scan.small_copies import SmallCopies
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples
 from cgd_wrap.scan.suspicious_pass import (
     given_suspicious_pass,
     own_inputs_pass,
+    small_suspicious_pass,
     trained_suspicious_pass,
 )
 
@@ -129,6 +131,8 @@ class Subject:
     @cached_property
     def suspicious_model(self) -> nn.Module | None:
         """The suspicious model that the user gave, loaded if the user gave a path; else None."""
+        if self.suspicious == "copy":
+            return None
         if isinstance(self.suspicious, (str, Path)):
             return load_checkpoint(self.model, self.suspicious)
         return None if self.suspicious is None else unwrapped(self.suspicious)
@@ -143,26 +147,30 @@ class Subject:
             inputs: what the model takes, from :meth:`inputs`.
             options: cache, device and configuration.
         """
-        options.check_stores([*store_names(self.clip), "suspicious"])
+        options.check_stores([*store_names(self.clip), "small", "suspicious"])
         options = replace(options, dataset=merged(options.dataset, decoder_versions()))
-        clip = clip_pass(self.clip, self.class_names, raw, options)
+        given, rows = self.suspicious_model, len(raw)
+        own = self.suspicious is None and options.config.suspicious_network == "small"
+        copies = SmallCopies(raw, options)
+        reads = own and not options.seems_finished("suspicious", rows)
+        clip = clip_pass(self.clip, self.class_names, raw, options, small=copies if reads else None)
         options = options.without(bad_samples(clip))
-        given = self.suspicious_model
         if given is not None:
             view, architecture = self.evaluated_images(), describe_model(given, inputs)
-            return clip, given_suspicious_pass(given, architecture, view, len(raw), options)
+            return clip, given_suspicious_pass(given, architecture, view, rows, options)
+        if own:
+            indices = _all_but(options.unreadable, rows)
+            return clip, small_suspicious_pass(copies, self.labels, indices, options)
         description: dict[str, Any] = {"input": list(inputs.shape)}
         images: Any = self._scaled(raw, inputs)
         if images is None:
             images = self.evaluated_images()
-            description["inputs"], bad = own_inputs_pass(images, len(raw), options)
+            description["inputs"], bad = own_inputs_pass(images, rows, options)
             options = options.without(bad)
-        readable = torch.ones(len(raw), dtype=torch.bool)
-        readable[list(options.unreadable)] = False
         model = unwrapped(self.model)
         return clip, trained_suspicious_pass(
             model, describe_model(model, inputs), images, description,
-            self.labels, readable.nonzero().squeeze(1), options,
+            self.labels, _all_but(options.unreadable, rows), options,
         )  # fmt: skip
 
     def _scaled(self, raw: RawImages, inputs: InputKind) -> ModelInputs | None:
@@ -206,3 +214,10 @@ class Subject:
             about = merged(options.dataset, describe_model(model, inputs))
             found = kept_knowledge(measure, about, options)
         return float(runtime.share(repr(found)))
+
+
+def _all_but(left_out: BadSamples, rows: int) -> Int[Tensor, "m"]:
+    """Indices of all rows but some."""
+    kept = torch.ones(rows, dtype=torch.bool)
+    kept[list(left_out)] = False
+    return kept.nonzero().squeeze(1)

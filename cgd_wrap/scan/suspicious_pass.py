@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from torch.utils.data import Dataset
 from cgd_wrap.data import check_deterministic
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
+from cgd_wrap.data.workers import HERE
 from cgd_wrap.errors import BadSampleError, StoredFileError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
-from cgd_wrap.models.inputs import fitted
+from cgd_wrap.models.architecture import describe_model
+from cgd_wrap.models.inputs import InputKind, fitted
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.suspicious_network import SuspiciousNetwork
 from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
 from cgd_wrap.scan.pass_options import PassOptions
+from cgd_wrap.scan.small_copies import SmallCopies
 from cgd_wrap.scan.store import UnitStore
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples, stored_logits
 from cgd_wrap.scan.suspicious_training import train_suspicious
@@ -41,6 +45,8 @@ def trained_suspicious_pass(
     labels: Int[Tensor, "n"],
     indices: Int[Tensor, "m"],
     options: PassOptions,
+    *,
+    prepare: Callable[[], None] = lambda: None,
 ) -> StoredLogits:
     """Train fresh copies of the model briefly, then score every sample by their mean logits.
 
@@ -56,9 +62,13 @@ def trained_suspicious_pass(
         labels: given labels.
         indices: samples to train on: all that can be read.
         options: cache, device and configuration.
+        prepare: called by all processes before the view is read, if it is read at all.
     """
     config, runtime, folder = options.config, options.runtime, options.folder / "suspicious"
-    settings = {k: v for k, v in config.as_dict().items() if k.startswith("suspicious_")}
+    told = ("suspicious_network", "suspicious_side")  # by architecture and input
+    settings = {
+        k: v for k, v in config.as_dict().items() if k.startswith("suspicious_") and k not in told
+    }
     training = json.loads(
         json.dumps({**merged(options.dataset, architecture), **view_description, **settings,
                     "seed": config.seed})
@@ -66,9 +76,20 @@ def trained_suspicious_pass(
     training = _claim_training(folder, training, options)
     runs = _StoredRuns(folder, content_hash(json.dumps(training, sort_keys=True).encode()))
     numbers = range(config.suspicious_runs)
+
+    def open_store() -> UnitStore:
+        weights = [hash_tensors(runs.trained(run)) for run in numbers]
+        return options.open_store(
+            "suspicious", len(labels), {**training, "weights": weights}, derived=["weights"]
+        )
+
     # All processes must agree on what is missing, since they train together.
     missing = runs.missing(numbers) if runtime.is_main else []
-    for run in json.loads(runtime.share(json.dumps(missing))):
+    done = runtime.is_main and not missing and open_store().is_complete()
+    missing, done = json.loads(runtime.share(json.dumps([missing, done])))
+    if not done:
+        prepare()
+    for run in missing:
         fresh = fresh_copy(model, seed=config.seed + run)
         trained = train_suspicious(
             fresh, view, labels, indices, config, runtime,
@@ -84,11 +105,29 @@ def trained_suspicious_pass(
             copy.load_state_dict(runs.trained(run))
         return copies
 
-    weights = [hash_tensors(runs.trained(run)) for run in numbers]
-    store = options.open_store(
-        "suspicious", len(labels), {**training, "weights": weights}, derived=["weights"]
-    )
-    return _model_pass(load, view, store, options)
+    return _model_pass(load, view, open_store(), options)
+
+
+def small_suspicious_pass(
+    copies: SmallCopies,
+    labels: Int[Tensor, "n"],
+    indices: Int[Tensor, "m"],
+    options: PassOptions,
+) -> StoredLogits:
+    """Train a small network of our own on small copies, whatever the user's model is, and score.
+
+    Args:
+        copies: small copies of the images; made here if the pass of CLIP has not left them.
+        labels: given labels.
+        indices: samples to train on: all that can be read.
+        options: cache, device and configuration.
+    """
+    network = SuspiciousNetwork(options.num_classes)
+    kind = InputKind((3, copies.side, copies.side), torch.uint8)
+    return trained_suspicious_pass(
+        network, describe_model(network, kind), copies, {"input": list(kind.shape)},
+        labels, indices, replace(options, workers=HERE), prepare=lambda: copies.fill(options),
+    )  # fmt: skip
 
 
 def given_suspicious_pass(
