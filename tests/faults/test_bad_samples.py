@@ -104,7 +104,7 @@ def test_a_panic_costs_its_sample_alone_in_this_process_too(tmp_path: Path) -> N
     dataset = Odd(tmp_path, _7=panic)
     guard = guard_of(dataset).scan()
     assert reasons_of(guard) == {7: "getitem_failed"}
-    with pytest.raises(BadSampleError, match="sample 7 is unusable.*Panic: index out of bounds"):
+    with pytest.raises(BadSampleError, match=r"sample 7 is unusable.*Panic: index out of bounds"):
         guard_of(dataset, RAISE)
     with pytest.raises(KeyboardInterrupt):
         guard_of(Odd(tmp_path, _7=interrupt))
