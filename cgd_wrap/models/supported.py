@@ -64,11 +64,17 @@ def check_trainable(model: nn.Module) -> None:
     """Check that a model is as :func:`check_model` wants it, and that gradients can be computed.
 
     Raises:
-        ValueError: it isn't, it has no parameters, or they were made in inference mode.
+        ValueError: it isn't, it has no parameters, all are frozen, or they were made in inference
+            mode.
     """
     check_model(model)
     check_initialised(model)
     check_has_parameters(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "all parameters of the model are frozen (requires_grad=False), so there is nothing to "
+            "train. Unfreeze those that are to be repaired, such as the last layers"
+        )
     bound = [name for name, tensor in model.named_parameters() if tensor.is_inference()]
     if bound:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,25 @@ def test_lazy_layers_whose_images_have_no_size_yet_are_named() -> None:
     model = lazy()
     model(stack(pictures())[0])
     guard_of(model, Items(pictures())).scan()
+
+
+def test_frozen_models_can_be_scanned_and_not_fitted() -> None:
+    model = tiny_net().requires_grad_(False)
+    guard = guard_of(model).scan()
+    with pytest.raises(ValueError, match=r"frozen .*Unfreeze those"):
+        guard.fit()
+    model[-1].requires_grad_(True)
+    guard.fit(epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_compiled_script_is_named() -> None:
+    with pytest.raises(ValueError, match=r"torch\.jit has compiled.*pass suspicious="):
+        guard_of(torch.jit.script(tiny_net())).scan()
+
+
+def test_a_model_that_can_not_be_copied_is_named() -> None:
+    model = tiny_net()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"\(Sequential\) can't be copied: .*lock"):
+        guard_of(model).scan()
