@@ -21,7 +21,7 @@ from cgd_wrap.escaping import brief
 from cgd_wrap.files import write_atomically
 from cgd_wrap.models.derived_weights import reset_with_derived
 from cgd_wrap.models.outputs import unwrapped
-from cgd_wrap.models.safe_loading import load_weights_only
+from cgd_wrap.models.safe_loading import load_weights_only, why_not_loaded
 from cgd_wrap.models.supported import check_has_parameters, check_initialised, check_model
 from cgd_wrap.randomness import plain_torch, seeded
 
@@ -177,6 +177,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
             safetensors.torch.load_model(loaded, path)
             return loaded
         weights = load_weights_only(path)
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"expected a state dict, got {type(weights).__name__}")
         for key in ("state_dict", "model"):
             weights = weights[key] if isinstance(weights.get(key), dict) else weights
         own = loaded.state_dict()
@@ -185,7 +187,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         )
     except Exception as error:
         raise ValueError(
-            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: {brief(error)}"
+            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: "
+            f"{why_not_loaded(error)}"
         ) from error
     return loaded
 

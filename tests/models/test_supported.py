@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +28,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def guard_of(model: nn.Module, data: object = None) -> CGDGuard:
+def guard_of(model: nn.Module, data: object = None, **options: Any) -> CGDGuard:
     data = Items(tensors()) if data is None else data
-    return CGDGuard(model, data, NAMES, clip=TintReader(), progress=False)
+    return CGDGuard(model, data, NAMES, clip=TintReader(), progress=False, **options)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -152,3 +154,14 @@ def test_a_model_that_can_not_be_copied_is_named() -> None:
     model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"\(Sequential\) can't be copied: .*lock"):
         guard_of(model).scan()
+
+
+def test_models_that_hold_nan_are_named_before_samples_are_blamed() -> None:
+    broken = tiny_net()
+    with torch.no_grad():
+        broken[0].weight[0] = math.nan
+    with pytest.raises(ValueError, match=r"\['0\.weight'\] of the model hold NaN"):
+        guard_of(tiny_net(), suspicious=broken).scan()
+    guard = guard_of(broken).scan()  # its fresh copy is sound
+    with pytest.raises(ValueError, match=r"\['0\.weight'\] of the model hold NaN"):
+        guard.fit()
