@@ -126,6 +126,21 @@ def check_folder(folder: Path) -> None:
             raise StoredFileError(f"{part} is a file, but a folder is needed: choose another one")
 
 
+def read_bytes(path: Path) -> bytes | None:
+    """Read a file; None if it is missing.
+
+    Raises:
+        StoredFileError: there is something else in its place, such as a folder, which can't be
+            replaced, or a pipe, which would never end.
+    """
+    if path.exists() and not path.is_file():
+        raise StoredFileError(f"{path} is in the way, where a file is needed: remove it")
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, as a whole file or not at all; equal values give equal bytes."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True)
@@ -133,10 +148,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a mapping from a JSON file; None if the file is missing, torn or nested too deeply."""
+    """Read a mapping from a JSON file; None if the file is missing, torn or nested too deeply.
+
+    Raises:
+        StoredFileError: as for :func:`read_bytes`.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        value = json.loads((read_bytes(path) or b"").decode())
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

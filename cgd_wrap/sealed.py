@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cgd_wrap.files import read_json, write_atomically, write_json
+from cgd_wrap.files import read_bytes, read_json, write_atomically, write_json
 
 SEAL = "seal"
 
@@ -59,16 +59,19 @@ def read_sealed(
     Returns:
         Tensors by name, on the CPU, and the notes; None if the file is missing, damaged, or belongs
         to another place.
+
+    Raises:
+        StoredFileError: as for :func:`cgd_wrap.files.read_bytes`.
     """
+    payload = read_bytes(path)
+    if payload is None:
+        return None
     try:
-        payload = path.read_bytes()
         header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
         tensors, sealed = load(payload), json.loads(header["__metadata__"]["sealed"])
         if sealed[SEAL] != _seal(place, _canonical(sealed["notes"]), tensors):
             return None
         return tensors, sealed["notes"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
 

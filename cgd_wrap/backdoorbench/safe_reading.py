@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cgd_wrap.backdoorbench.errors import UnsafeFileError
-from cgd_wrap.models.safe_loading import load_weights_only
+from cgd_wrap.models.safe_loading import load_weights_only, why_not_loaded
 
 try:
     from numpy._core import multiarray
@@ -60,7 +60,7 @@ def _reason(path: Path, error: Exception) -> str:
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no zip file of torch
-        return f"torch can't read it safely ({str(error).splitlines()[0]}). Nothing in it was run"
+        return f"torch can't read it safely ({why_not_loaded(error)}). Nothing in it was run"
     known = {f"{module}.{name}" for module in _MULTIARRAY for name in ("scalar", "_reconstruct")}
     foreign = sorted(set(named) - known - {"numpy.ndarray", "numpy.dtype"})
     if any(name.startswith("PIL.") for name in foreign):
@@ -70,7 +70,7 @@ def _reason(path: Path, error: Exception) -> str:
             "its images as files. Nothing in it was run"
         )
     if not foreign:
-        return f"it is damaged ({str(error).splitlines()[0]})"
+        return f"it is damaged ({why_not_loaded(error)})"
     return f"it needs {foreign}, which could run any code. Nothing in it was run"
 
 

@@ -68,13 +68,40 @@ def hub_tokenizer(arguments: Mapping[str, Any]) -> Any:
     _refuse_code(
         f"the tokenizer of CLIP, {name!r} (tokenizer_config.json),", get_tokenizer_config(name)
     )
-    # Without the last argument, transformers asks on the terminal whether code may run.
-    return HFTokenizer(**arguments, trust_remote_code=False)
+    try:
+        with _no_questions():
+            return HFTokenizer(**arguments, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise _needs_code(f"a part of the tokenizer of CLIP, {name!r},") from error
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Keep transformers from asking on the terminal whether a repository's code may run.
+
+    ``trust_remote_code=False`` isn't passed on by classes that load further tokenizers from
+    subfolders. Where nobody has decided, transformers then asks, unless it may wait 0 seconds for
+    an answer; so it raises an error.
+    """
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def _refuse_code(what: str, configuration: Mapping[str, Any]) -> None:
     if "auto_map" in configuration:
-        raise ClipLoadError(
-            f"{what} asks for Python code of its own (auto_map={configuration['auto_map']!r:.80}), "
-            "which is never run. Take a CLIP that does without"
-        )
+        raise _needs_code(what, f" (auto_map={configuration['auto_map']!r:.80})")
+
+
+def _needs_code(what: str, where: str = "") -> ClipLoadError:
+    return ClipLoadError(
+        f"{what} asks for Python code of its own{where}, which is never run. Take a CLIP that does "
+        "without"
+    )

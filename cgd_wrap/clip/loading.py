@@ -18,7 +18,7 @@ from cgd_wrap.clip.weights import DIR, OFFLINE, ClipWeights
 from cgd_wrap.data.pixels import to_rgb
 from cgd_wrap.errors import ClipLoadError
 from cgd_wrap.escaping import brief
-from cgd_wrap.models.safe_loading import no_pickled_code, refuse_compressed
+from cgd_wrap.models.safe_loading import no_pickled_code, refuse_compressed, why_not_loaded
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def load_model(weights: ClipWeights, precision: str, device: torch.device) -> tu
     except Exception as error:
         where = weights.checkpoint or weights.name
         raise ClipLoadError(
-            f"CLIP weights from {where!r} cannot be loaded as {weights.name!r}: {brief(error)}. "
+            f"CLIP weights from {where!r} cannot be loaded as {weights.name!r}: "
+            f"{why_not_loaded(error)}. "
             "Expected trained weights of exactly this architecture, as safetensors or as a state "
             "dict that torch.load(weights_only=True) reads"
         ) from error

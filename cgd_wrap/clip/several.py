@@ -31,10 +31,12 @@ def check_clips(clip: Clips, config: CGDConfig) -> None:
     if not clips:
         raise ValueError("clip is an empty list: name at least one CLIP")
     for one in clips:
-        if not isinstance(one, str) and not callable(getattr(one, "logits", None)):
+        is_object = callable(getattr(one, "logits", None)) and not isinstance(one, type)
+        if not isinstance(one, str) and not is_object:
+            got = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
             raise TypeError(
                 "clip must be an open_clip name such as 'ViT-B-32/laion2b_s34b_b79k', an object "
-                f"with logits(images) -> [B, C], or a list of these, got {type(one).__name__}"
+                f"with logits(images) -> [B, C], or a list of these, got {got}"
             )
     if len(clips) > 1 and config.reference_scores:
         raise ValueError(

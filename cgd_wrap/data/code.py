@@ -96,7 +96,8 @@ def describe_class(kind: type, *, whole: bool = False) -> Code:
             used |= summary.names
             rebound |= summary.rebound
     settings = used - rebound
-    values |= {key: value for key, value in constants.items() if key in settings and counts(value)}
+    for key in settings & constants.keys():
+        values |= _used(key, constants[key], settings)
     return Code(f"{named} {total.hexdigest()}", values)
 
 
@@ -108,7 +109,8 @@ def is_library_class(kind: type) -> bool:
 def counts(value: Any) -> bool:
     """Whether a global variable counts: constants and code do, large things and others don't.
 
-    An object that can't be called may hold anything, such as all arguments of a script.
+    An object that can't be called may hold anything, such as all arguments of a script: of these,
+    the attributes that the code names count.
     """
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return value.nbytes <= MOST_BYTES
@@ -257,11 +259,7 @@ def _values_of(function: FunctionType) -> dict[str, Any]:
     values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
     values |= {**(function.__kwdefaults__ or {}), **_closure_of(function)}
     for name in (summary.read - summary.rebound) & function.__globals__.keys():
-        value = function.__globals__[name]
-        if isinstance(value, ModuleType):
-            values |= _values_in(name, value, summary.names)
-        elif counts(value):
-            values[name] = value
+        values |= _used(name, function.__globals__[name], summary.names - summary.rebound)
     return values
 
 
@@ -275,10 +273,28 @@ def _closure_of(function: FunctionType) -> dict[str, Any]:
     return values
 
 
-def _values_in(name: str, module: ModuleType, names: frozenset[str]) -> dict[str, Any]:
-    """Values of a module of the user's that code may use."""
-    if _is_library_module(module.__name__):
-        return {name: module.__name__}
-    found = {used: vars(module)[used] for used in names & vars(module).keys()}
-    return {f"{name}.{used}": value for used, value in found.items()
-            if counts(value) and not isinstance(value, ModuleType)}  # fmt: skip
+def _used(name: str, value: Any, names: frozenset[str] | set[str]) -> dict[str, Any]:
+    """Values that code may use of a global variable or an attribute of its class, by name.
+
+    Args:
+        name: what the code calls the value.
+        value: a constant or code, which counts as a whole; or a module of the user's or another
+            object, such as all settings of a script, of which the named attributes count.
+        names: names of all attributes and global variables in the code.
+    """
+    found = dict[str, Any]()
+    waiting, seen = [(name, value)], set[int]()
+    while waiting:
+        place, one = waiting.pop()
+        if isinstance(one, ModuleType):
+            if _is_library_module(one.__name__):
+                found[place] = one.__name__
+                continue
+        elif counts(one):
+            found[place] = one
+            continue
+        if id(one) not in seen:
+            seen.add(id(one))
+            inside = getattr(one, "__dict__", {})
+            waiting += [(f"{place}.{inner}", inside[inner]) for inner in names & inside.keys()]
+    return found

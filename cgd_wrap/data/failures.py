@@ -21,7 +21,7 @@ from cgd_wrap.errors import BadSampleError, CGDError
 MEMORY_SHORT = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def bad_sample(error: Exception, index: int, dataset: Any) -> BadSampleError:
+def bad_sample(error: BaseException, index: int, dataset: Any) -> BadSampleError:
     """Turn any error of reading sample ``index`` into one that names the sample and its file."""
     path = image_path(dataset, index)
     values = isinstance(error, UnusableValuesError)

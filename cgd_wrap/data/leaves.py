@@ -47,10 +47,13 @@ class Leaves:
         if isinstance(value, torch.device):
             return "a device"
         if isinstance(value, torch.jit.ScriptFunction):
-            return f"script {brief(str(value.code).encode())}"
+            return f"script {brief(str(value.code).encode())}{self._constants(value)}"
         if isinstance(value, REPRESENTED) or type(value).__module__ == "operator":
             return f"{type_name(value)} {without_addresses(value)}"
         return None
+
+    def _constants(self, script: Any) -> str:
+        return "".join(f" {self._tensor(tensor)}" for tensor in constants_of_script(script))
 
     def _array(self, value: np.ndarray) -> str:
         name = f"{value.dtype.str} {value.shape}"
@@ -83,6 +86,16 @@ class Leaves:
             return f"large {kind} {name} {size}"
         self.budget -= size
         return f"{kind} {name} {blake2b(data, digest_size=16).hexdigest()}"
+
+
+def constants_of_script(script: Any) -> list[torch.Tensor]:
+    """List the tensors in code that ``torch.jit`` made, which the text of the code leaves out."""
+    graph = getattr(script, "inlined_graph", None)  # a list of modules has none
+    nodes = [] if graph is None else graph.findAllNodes("prim::Constant")
+    return [
+        node.t("value") for node in nodes
+        if node.hasAttribute("value") and node.kindOf("value") == "t"
+    ]  # fmt: skip
 
 
 def joined(kind: str, parts: Collection[bytes]) -> bytes:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from cgd_wrap.data.code import is_library_class
+from cgd_wrap.data.leaves import constants_of_script
 
 # Attributes of modules and of their configurations that say where they come from or how they are
 # run, not what they compute.
@@ -70,7 +71,7 @@ def module_text(module: nn.Module) -> str:
 def settings_of(module: nn.Module) -> dict[str, Any]:
     """Find the settings of a module: its attributes, and buffers that no checkpoint holds."""
     if isinstance(module, torch.jit.ScriptModule):
-        return {"code": module.code}
+        return {"code": getattr(module, "code", ""), "constants": constants_of_script(module)}
     given = vars(module)
     found = {
         name: value for name, value in given.items()

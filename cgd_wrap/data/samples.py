@@ -53,7 +53,9 @@ class Samples(Dataset[Any]):
                 check_file(image_path(self.dataset, index))
             sample = self.source[index]
             return sample if self.of is None else self.of(sample)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):  # meant for the whole process
+            raise
+        except BaseException as error:  # the panic of a decoder in Rust is no Exception
             raise bad_sample(error, index, self.dataset) from error
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from cgd_wrap.data.fingerprint import parts
 from cgd_wrap.data.identity import settled_parts
-from cgd_wrap.models.inputs import InputKind, fitted
+from cgd_wrap.models.inputs import InputKind
 from cgd_wrap.models.outputs import unwrapped
-from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.prediction import evaluating, fitted
 
 
 def describe_model(model: nn.Module, inputs: InputKind) -> dict[str, Any]:

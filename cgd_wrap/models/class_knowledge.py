@@ -20,9 +20,8 @@ from cgd_wrap.data.reading import SampleReader
 from cgd_wrap.data.workers import HERE, Sample, Workers
 from cgd_wrap.errors import BadSampleError, NoImageError
 from cgd_wrap.functional import share_by_class
-from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
-from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.prediction import evaluating, fitted
 from cgd_wrap.models.weights import copy_of
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import kept_rng

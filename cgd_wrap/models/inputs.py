@@ -18,7 +18,7 @@ from cgd_wrap.data.pixels import CHANNELS, has_bands, is_image
 from cgd_wrap.data.samples import probes_of
 from cgd_wrap.errors import BadSampleError, NoImageError
 from cgd_wrap.models.outputs import logits_of
-from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.prediction import evaluating, fitted
 from cgd_wrap.models.supported import check_initialised
 from cgd_wrap.randomness import kept_rng
 
@@ -73,18 +73,6 @@ def _outputs_of_two(
     with torch.no_grad(), evaluating(model), kept_rng():
         images = torch.zeros(2, *shape, device=first.device, dtype=dtype or first.dtype)
         return logits_of(model(fitted(images, model)))
-
-
-def fitted(images: Tensor, model: nn.Module) -> Tensor:
-    """Cast floats to the type of a model's weights; integers stay, since the model converts them.
-
-    Args:
-        images: a batch of images, on the model's device.
-        model: image batch -> logits.
-    """
-    if not images.is_floating_point():
-        return images
-    return images.to(next((p.dtype for p in model.parameters()), images.dtype))
 
 
 def own_type(

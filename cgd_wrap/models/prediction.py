@@ -57,7 +57,7 @@ def predict_with_labels(
     with evaluating(model), _streams_kept(loader), torch.no_grad():
         for batch in loader:
             image, label = _image_and_label(batch)
-            predictions.append(_classes(model(image.to(where))))
+            predictions.append(_classes(model(fitted(image.to(where), model))))
             labels.append(torch.as_tensor(label).to("cpu", torch.int64))
     unusable = sum(int((part < 0).sum()) for part in predictions)
     if unusable:
@@ -110,6 +110,18 @@ def _classes(output: Any) -> Int64[Tensor, "b"]:
 def _device_of(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def fitted(images: Tensor, model: nn.Module) -> Tensor:
+    """Cast floats to the type of a model's weights; integers stay, since the model converts them.
+
+    Args:
+        images: a batch of images, on the model's device.
+        model: image batch -> logits.
+    """
+    if not images.is_floating_point():
+        return images
+    return images.to(next((p.dtype for p in model.parameters()), images.dtype))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from cgd_wrap.escaping import brief
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -45,6 +48,13 @@ def load_weights_only(path: Path, allowed: Sequence[Any] = ()) -> Any:
     refuse_compressed(path)
     with no_pickled_code(), torch.serialization.safe_globals(list(allowed)):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Say in a line why weights weren't read, without torch's advice to let the file run code."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return "it is damaged, or holds more than tensors, numbers, texts and their containers"
+    return brief(error)
 
 
 def refuse_compressed(path: Path) -> None:

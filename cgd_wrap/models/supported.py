@@ -60,15 +60,35 @@ def check_has_parameters(model: nn.Module) -> None:
         )
 
 
+def check_numbers(model: nn.Module) -> None:
+    """Check that a model's parameters are numbers; a ValueError names the first that hold NaN."""
+    bad = [
+        name for name, tensor in model.named_parameters()
+        if tensor.is_floating_point() and bool(tensor.detach().isnan().any())
+    ]  # fmt: skip
+    if bad:
+        raise ValueError(
+            f"{bad[:5]} of the model hold NaN. Perhaps a training has diverged: load weights from "
+            "before"
+        )
+
+
 def check_trainable(model: nn.Module) -> None:
     """Check that a model is as :func:`check_model` wants it, and that gradients can be computed.
 
     Raises:
-        ValueError: it isn't, it has no parameters, or they were made in inference mode.
+        ValueError: it isn't, it has no parameters, all are frozen, some are NaN, or they were made
+            in inference mode.
     """
     check_model(model)
     check_initialised(model)
     check_has_parameters(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "all parameters of the model are frozen (requires_grad=False), so there is nothing to "
+            "train. Unfreeze those that are to be repaired, such as the last layers"
+        )
+    check_numbers(model)
     bound = [name for name, tensor in model.named_parameters() if tensor.is_inference()]
     if bound:
         raise ValueError(

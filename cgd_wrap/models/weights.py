@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import safetensors.torch
@@ -20,7 +21,7 @@ from cgd_wrap.escaping import brief
 from cgd_wrap.files import write_atomically
 from cgd_wrap.models.derived_weights import reset_with_derived
 from cgd_wrap.models.outputs import unwrapped
-from cgd_wrap.models.safe_loading import load_weights_only
+from cgd_wrap.models.safe_loading import load_weights_only, why_not_loaded
 from cgd_wrap.models.supported import check_has_parameters, check_initialised, check_model
 from cgd_wrap.randomness import plain_torch, seeded
 
@@ -47,13 +48,18 @@ def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
         seed: seed of the initialisation; the global random stream is left alone.
 
     Raises:
-        ValueError: the model is sharded, without values, quantised or has no parameters; see
-            :mod:`cgd_wrap.models.supported`.
+        ValueError: the model is sharded, without values, quantised or has no parameters (see
+            :mod:`cgd_wrap.models.supported`), is compiled by ``torch.jit``, or can't be copied.
     """
     model = unwrapped(model)
     check_model(model)
     check_initialised(model)
     check_has_parameters(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            "a model that torch.jit has compiled can't be initialised anew, as its code is gone. "
+            "Make the guard of the model as it was before, or pass suspicious="
+        )
     with seeded(seed):
         fresh = _built_from_config(model)
     if fresh is None:
@@ -70,13 +76,23 @@ def copy_of(model: nn.Module) -> nn.Module:
 
     Such tensors, among them the weights of the old ``weight_norm``, have a graph of gradients,
     which can't be copied; the copy holds their values.
+
+    Raises:
+        ValueError: the model holds what Python can't copy, such as a lock or an open file.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for tensor in _tensors_in(list(vars(module).values())):
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, PicklingError) as error:
+        raise ValueError(
+            f"the model ({type(model).__name__}) can't be copied: {brief(error)}. Give what can't "
+            "be copied, such as a lock or an open file, to a method or a global variable, or write "
+            "a __deepcopy__ for it"
+        ) from error
 
 
 def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
@@ -161,6 +177,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
             safetensors.torch.load_model(loaded, path)
             return loaded
         weights = load_weights_only(path)
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"expected a state dict, got {type(weights).__name__}")
         for key in ("state_dict", "model"):
             weights = weights[key] if isinstance(weights.get(key), dict) else weights
         own = loaded.state_dict()
@@ -169,7 +187,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         )
     except Exception as error:
         raise ValueError(
-            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: {brief(error)}"
+            f"{str(path)!r} can't be loaded as weights of {type(loaded).__name__}: "
+            f"{why_not_loaded(error)}"
         ) from error
     return loaded
 

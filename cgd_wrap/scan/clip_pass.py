@@ -161,7 +161,10 @@ def _other_zero_shot_pass(
     preprocess = getattr(clip, "preprocess", None)
 
     def logits(images: Tensor) -> Tensor:
-        return clip.logits(images if preprocess else images.float() / 255)
+        found = clip.logits(images if preprocess else images.float() / 255)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"clip.logits(images) must return a tensor, not {type(found).__name__}")
+        return found
 
     view = FromRaw(raw, [preprocess or in_bytes])
     describe = partial(_describe_zero_shot, clip, view, logits, options.runtime.device)

@@ -24,7 +24,7 @@ from cgd_wrap.models.architecture import describe_model
 from cgd_wrap.models.class_knowledge import measured_class_knowledge
 from cgd_wrap.models.inputs import InputKind, check_outputs, input_shape, own_type
 from cgd_wrap.models.outputs import unwrapped
-from cgd_wrap.models.supported import check_model
+from cgd_wrap.models.supported import check_model, check_numbers
 from cgd_wrap.models.weights import load_checkpoint
 from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.kept_knowledge import kept_knowledge
@@ -114,7 +114,7 @@ class Subject:
 
         Raises:
             ValueError: the model, or the given suspicious model, doesn't fit the classes, is
-                sharded or quantised, or has no values.
+                sharded or quantised, or has no values; or the suspicious model's are NaN.
             TypeError: one of the two models doesn't return logits.
         """
         model, (view, layout) = unwrapped(self.model), self.evaluated_view()
@@ -122,6 +122,8 @@ class Subject:
         fatal = self._fatal_in(view) if view is not self.dataset else self.unreadable
         shape = input_shape(view, layout, raw, model, fatal)
         own = own_type(model, EvaluatedImages(view, layout), fatal)
+        if self.suspicious_model is not None:
+            check_numbers(self.suspicious_model)
         for one in (model, self.suspicious_model):
             if one is not None:
                 check_model(one)

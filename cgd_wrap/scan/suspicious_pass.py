@@ -22,9 +22,9 @@ from cgd_wrap.errors import BadSampleError, StoredFileError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
 from cgd_wrap.models.architecture import describe_model
-from cgd_wrap.models.inputs import InputKind, fitted
+from cgd_wrap.models.inputs import InputKind
 from cgd_wrap.models.outputs import logits_of
-from cgd_wrap.models.prediction import evaluating
+from cgd_wrap.models.prediction import evaluating, fitted
 from cgd_wrap.models.suspicious_network import SuspiciousNetwork
 from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
 from cgd_wrap.scan.pass_options import PassOptions

@@ -22,8 +22,8 @@ from cgd_wrap.data.failures import memory_explained
 from cgd_wrap.errors import TrainingDivergedError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.models.finite import TrainingWatch
-from cgd_wrap.models.inputs import fitted
 from cgd_wrap.models.outputs import logits_of
+from cgd_wrap.models.prediction import fitted
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import seeded

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import CacheMismatchError, StoredFileError
+from cgd_wrap.escaping import brief
 from cgd_wrap.files import FORMAT, agreed, check_fingerprint
 from cgd_wrap.functional import Split
 from cgd_wrap.randomness import plain_torch
@@ -21,6 +25,7 @@ from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate
 from cgd_wrap.split.result import ScanResult
 
+ADVICE = "scan again, which a kept cache_dir makes quick, and save the guard again"
 FILE, PLACE = "guard.safetensors", {"kind": "guard"}
 OLD_NOTES = "guard.json"  # what format 1 had beside it
 STORED = ("held_out", "teacher", "poison_probability")  # tensors of a saved result
@@ -77,7 +82,9 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
 
 def saved_config(folder: Path) -> CGDConfig:
     """Read the configuration of a saved result; raises what :func:`read_saved` raises."""
-    return CGDConfig.from_dict(read_saved(folder)[1]["config"])
+    notes = read_saved(folder)[1]
+    with _well_formed(folder):
+        return CGDConfig.from_dict(notes["config"])
 
 
 @plain_torch()
@@ -97,15 +104,26 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
     """
     tensors, stored = read_saved(folder)
     identity = json.loads(json.dumps(saved_identity(subject, config)))
+    with _well_formed(folder):
+        found = dict(stored["identity"])
+        wanted = agreed(found, identity)
     check_fingerprint(
-        folder, stored["identity"], agreed(stored["identity"], identity),
+        folder, found, wanted,
         advice="Load it with the data and settings that it was saved under, or scan again.",
     )  # fmt: skip
+    with _well_formed(folder):
+        return _result_of(tensors, stored, subject, config)
+
+
+def _result_of(
+    tensors: dict[str, Tensor], stored: dict[str, Any], subject: Subject, config: CGDConfig
+) -> ScanResult:
     parts = {
         kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
         for kind in ("map", "split")
     }
-    return ScanResult(
+    known = stored["class_knowledge"]
+    result = ScanResult(
         labels=subject.labels,
         entropy_map=EntropyMap(**parts["map"]),
         split=Split(**parts["split"]),
@@ -113,10 +131,38 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
         teachers=ClipAgreement.from_dict(stored["teachers"]),
         poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
         bad={int(index): reason for index, reason in stored["bad"].items()},
-        warnings=stored["warnings"],
-        class_knowledge=stored["class_knowledge"],
+        warnings=[str(warning) for warning in stored["warnings"]],
+        class_knowledge=None if known is None else float(known),
         config=config,
     )
+    _check_shapes(result, len(subject.class_names))
+    return result
+
+
+def _check_shapes(result: ScanResult, classes: int) -> None:
+    samples, split = len(result.labels), result.split
+    masks = [*vars(split).values(), result.held_out]
+    scores = [*vars(result.entropy_map).values(), result.poison_probability]
+    shaped = all(one.shape == (samples,) for one in (*masks, *scores)) and all(
+        mask.dtype == torch.bool for mask in masks
+    )
+    if not shaped or result.teacher.shape != (int(split.triggered.sum()), classes):
+        raise ValueError(f"its tensors aren't those of {samples} samples of {classes} classes")
+
+
+@contextmanager
+def _well_formed(folder: Path) -> Iterator[None]:
+    """Say by name that a file isn't ours: its seal is right, and what it holds is not.
+
+    Raises:
+        StoredFileError: within the block, something was missing or of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StoredFileError(
+            f"{folder / FILE} isn't a guard that cgd-wrap saved ({brief(error)}): {ADVICE}"
+        ) from error
 
 
 def read_saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -131,18 +177,19 @@ def read_saved(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no saved guard in {str(folder)!r}: {FILE} is missing")
     found = read_sealed(path, PLACE)
-    advice = "scan again, which a kept cache_dir makes quick, and save the guard again"
     if found is None and (folder / OLD_NOTES).is_file():
         raise CacheMismatchError(
             f"{folder} was saved by an older version of cgd-wrap (format 1, this one reads "
-            f"{FORMAT}), whose files can't be checked for damage: {advice}",
+            f"{FORMAT}), whose files can't be checked for damage: {ADVICE}",
             {"format": (1, FORMAT)},
         )
     if found is None:
-        raise StoredFileError(f"{path} is damaged, or isn't a saved guard: {advice}")
-    if found[1]["format"] > FORMAT:
+        raise StoredFileError(f"{path} is damaged, or isn't a saved guard: {ADVICE}")
+    with _well_formed(folder):
+        version = int(found[1]["format"])
+    if version > FORMAT:
         raise CacheMismatchError(
             f"{folder} was saved by a newer version of cgd-wrap; update cgd-wrap",
-            {"format": (found[1]["format"], FORMAT)},
+            {"format": (version, FORMAT)},
         )
     return found

@@ -37,6 +37,10 @@ STRAY = (
     "samples are trained on. Give that tool guard.balanced_view as its dataset, and use "
     "guard.loss(criterion); or call guard.protect with the loader that the tool has made."
 )
+FOREIGN = (
+    "the guarded loss got the tag of sample {}, and its data set has {} samples: loader and "
+    "criterion are of two guards. Take both from one call of guard.protect."
+)
 
 
 class BatchChecks:
@@ -63,8 +67,8 @@ class BatchChecks:
         """Look at a training batch, if it is its turn; return whether the batch has no tag.
 
         Raises:
-            ValueError: with ``strict``, the batch has no tags, or another sampler draws the
-                samples.
+            ValueError: the batch is of another guard's data set; or, with ``strict``, it has no
+                tags, or another sampler draws the samples.
         """
         self._steps += 1
         always = targets.device.type == "cpu" or self.strict
@@ -72,6 +76,8 @@ class BatchChecks:
             return False
         index = tagged_index(targets)[is_tagged(targets)].cpu()
         if len(index):
+            if self.epochs is not None and int(index.max()) >= len(self.epochs.clean):
+                raise ValueError(FOREIGN.format(int(index.max()), len(self.epochs.clean)))
             self._look_for_strays(index)
             return False
         if self.strict or not self.untagged_batches:

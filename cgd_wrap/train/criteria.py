@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,11 @@ def take_apart(criterion: Any, classes: int) -> TakenApart:
             fault = fault or error
             continue
         _check_reduced(values[0].shape == trials[0].labels.shape, criterion)
+        for trial in [trial.fitted() for trial in trials if device.type == "cpu"]:
+            # A criterion of probabilities may refuse logits; on a GPU that would end the process.
+            with suppress(Exception):
+                values.append(trial.run(_called, criterion))
+                trials.append(trial)
         return _matching(criterion, trials, values)
     raise _not_separable(criterion) from fault
 

@@ -15,6 +15,7 @@ from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import TrainingDivergedError
 from cgd_wrap.models.finite import LOOK_EVERY, MOST_NATS, FirstBadStep, gradient_norm, not_finite
 from cgd_wrap.models.outputs import logits_of, unwrapped
+from cgd_wrap.models.prediction import fitted
 from cgd_wrap.models.schedule import set_rate
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.stopping import CleanAccuracyStopping
@@ -132,7 +133,7 @@ class Epochs:
         set_rate(self.optimizer, config.learning_rate, config.lr_schedule, done)
         images, targets = (batch[key] for key in self.keys)
         with accelerator.autocast():
-            outputs = logits_of(self.trained(images))
+            outputs = logits_of(self.trained(fitted(images, self.trained)))
         loss = self.criterion(outputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)

@@ -232,6 +232,8 @@ def test_lists_that_cannot_be_combined_are_refused_at_once():
 def test_what_is_no_clip_is_named():
     with pytest.raises(TypeError, match=r"or a list of these, got int"):
         guard_of([TintReader(), 3])
+    with pytest.raises(TypeError, match=r"or a list of these, got the class TintReader"):
+        guard_of(TintReader)
 
 
 def test_names_say_which_clip_is_meant():

@@ -5,11 +5,13 @@ import operator
 import runpy
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from launching import run_python
+from torch import nn
 
 from cgd_wrap.data.fingerprint import parts
 
@@ -109,6 +111,37 @@ def test_all_arguments_of_a_script_are_no_constants_of_its_functions():
     text = "def made(x):\n    return x[: args.size]"
     first, resumed = Namespace(size=3, resume=None), Namespace(size=3, resume="last.pt")
     assert described(defined(text, args=first)) == described(defined(text, args=resumed))
+
+
+def test_settings_in_an_object_count_if_they_are_used():
+    from types import SimpleNamespace as Settings
+
+    def settings(size: int) -> Settings:
+        held = Settings(image=Settings(size=size, path=Settings(b=size)), reads=size)
+        held.itself = held
+        return held
+
+    text = "def made(x):\n    SET.reads += 1\n    return x[: SET.image.size]"
+    found = described(defined(text, SET=settings(3)))
+    assert sorted(found) == ["code", "code.SET.image.size"]
+    assert_differ(defined(text, SET=settings(3)), defined(text, SET=settings(4)))
+    text = "class made:\n    SET = SETTINGS\n    def __call__(self, x):\n        return {}"
+    text = text.format("x[: self.SET.image.size]")
+    assert_differ(*(defined(text, SETTINGS=settings(size)) for size in (3, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_tensors_in_compiled_code_count():
+    def traced(factor: float) -> Any:
+        return torch.jit.trace(lambda x: factor * x, torch.ones(2))
+
+    def frozen(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(9, 9)).eval()))
+
+    for made in (traced, frozen):
+        assert described(made(1)) == described(made(1))
+        assert_differ(made(1), made(2))
 
 
 def test_a_module_of_the_users_counts_by_what_is_used_of_it(monkeypatch):

@@ -50,6 +50,18 @@ def hang() -> None:
     time.sleep(1000)
 
 
+class Panic(BaseException):
+    """As PyO3 raises it where code in Rust panics."""
+
+
+def panic() -> None:
+    raise Panic("index out of bounds")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def guard_of(dataset: Any, config: CGDConfig = RECORD, **options: Any) -> CGDGuard:
     options = {"model": network(), "clip": ByColour(), "progress": False} | options
     return CGDGuard(options.pop("model"), dataset, config=config, **options)
@@ -85,6 +97,17 @@ def test_under_raise_the_sample_is_named(tmp_path: Path, fault: Any, reason: str
     """Rows 6, 55 and 56."""
     with pytest.raises(BadSampleError, match=rf"sample 7 is unusable \[{reason}\].*on_bad_sample"):
         guard_of(Odd(tmp_path, _7=fault), RAISE, num_workers=1)
+
+
+def test_a_panic_costs_its_sample_alone_in_this_process_too(tmp_path: Path) -> None:
+    """Row 17: what Rust code raises is no Exception; what ends the process still ends it."""
+    dataset = Odd(tmp_path, _7=panic)
+    guard = guard_of(dataset).scan()
+    assert reasons_of(guard) == {7: "getitem_failed"}
+    with pytest.raises(BadSampleError, match=r"sample 7 is unusable.*Panic: index out of bounds"):
+        guard_of(dataset, RAISE)
+    with pytest.raises(KeyboardInterrupt):
+        guard_of(Odd(tmp_path, _7=interrupt))
 
 
 def test_labels_are_read_by_the_workers_that_were_asked_for(tmp_path: Path) -> None:

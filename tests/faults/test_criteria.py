@@ -105,6 +105,9 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "an ignored class inside": (
         lambda o, y: F.cross_entropy(o, y, ignore_index=1), ValueError, "lambda.*ignored class",
     ),
+    "flooding": (
+        lambda o, y: (F.cross_entropy(o, y) - 0.1).abs() + 0.1, ValueError, "neither the mean nor",
+    ),
     "neither": (lambda o, y: weighted(o, y).sqrt(), ValueError, "neither the mean nor the sum"),
     "of soft labels": (timm.loss.SoftTargetCrossEntropy(), TypeError, "SoftTargetCross.*by sample"),
     "of several views": (timm.loss.JsdCrossEntropy(), (TypeError, ValueError), "JsdCrossEntropy"),

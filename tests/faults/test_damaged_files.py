@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -398,6 +399,20 @@ def test_a_file_in_place_of_a_folder_is_named(name: str, tmp_path: Path, stored:
     with pytest.raises(StoredFileError, match=f"{name} is a file, but a folder is needed"):
         guard_of(tmp_path / "cache").scan()
     assert content(tmp_path) == {name: b"a note"}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["clip/manifest.json", "clip-2/text.safetensors", "suspicious/run-1.safetensors"]
+)
+def test_what_is_no_file_in_place_of_a_file_is_named(
+    name: str, make: Callable[[Path], None], cache: Path
+) -> None:
+    """Row 35: it can't be replaced, and reading a pipe would never end."""
+    (cache / name).unlink()
+    make(cache / name)
+    with pytest.raises(StoredFileError, match=f"{name} is in the way, where a file is needed"):
+        guard_of(cache).scan()
 
 
 @pytest.mark.parametrize("name", ["clip", "clip-2", "suspicious"])

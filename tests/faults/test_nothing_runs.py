@@ -108,8 +108,11 @@ def test_code_in_a_checkpoint_does_not_run_in_any_format(
     for name in ("weights.pt", "weights.pth", "weights.bin", "weights.safetensors"):
         path = tmp_path / name
         write({"state_dict": Harmful(mark)}, path)
-        with pytest.raises(ValueError, match=f"{name}' can't be loaded as weights of Sequential"):
+        with pytest.raises(
+            ValueError, match=f"{name}' can't be loaded as weights of Sequential"
+        ) as caught:
             load_checkpoint(tiny_net(), path)
+        assert "weights_only" not in str(caught.value)  # torch's advice is to let the code run
         guard = CGDGuard(
             tiny_net(), Items(tensors()), NAMES, clip=TintReader(), suspicious=path, progress=False
         )
@@ -217,6 +220,22 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(
         hub("org/clip", folder)
     source = f"local-dir:{folder}" if place == "folder" else "hf-hub:org/clip"
     refused(source, "the tokenizer of CLIP, .*asks for Python code of its own", mark)
+
+
+def test_a_tokenizer_made_of_others_asks_nobody(folder: Path, mark: Path) -> None:
+    """Row 47: RAG's tokenizer loads two from subfolders, without saying that no code may run."""
+    pytest.importorskip("transformers")
+    set_text(folder, hf_tokenizer_name="org/words")
+    part = {"model_type": "resnet"}  # a model that has no tokenizer of its own
+    config = {"model_type": "rag", "question_encoder": part, "generator": part}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "RagTokenizer"}')
+    for name in ("question_encoder_tokenizer", "generator_tokenizer"):
+        (folder / name).mkdir()
+        config = {"tokenizer_class": "Thing", "auto_map": python_files(folder, mark)}
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(config))
+    message = "a part of the tokenizer of CLIP, .*asks for Python code of its own"
+    refused(f"local-dir:{folder}", message, mark)
 
 
 def test_a_tokenizer_beside_files_with_code_for_other_parts_loads_and_runs_nothing(

@@ -202,3 +202,16 @@ def test_a_guarded_loader_is_not_guarded_again():
     loader, _ = guard.protect(DataLoader(guard.base, BATCH))
     with pytest.raises(ValueError, match=r"guarded already: call guard\.protect once, before"):
         guard.protect(loader)
+
+
+def test_batches_of_another_guard_are_refused():
+    """Row 57: loaders and criteria that were mixed up, as in cross-validation."""
+    large, small = guard_of(), CGDGuard(
+        tiny_net(), Items(tensors(SIZE // 2)), NAMES, clip=TintReader(), config=quick_config(),
+        progress=False,
+    ).scan()  # fmt: skip
+    loader, _ = large.protect(DataLoader(large.base, SIZE))
+    criterion = small.loss()
+    images, targets = next(iter(loader))
+    with pytest.raises(ValueError, match="loader and criterion are of two guards"):
+        criterion(large.model(images), targets)

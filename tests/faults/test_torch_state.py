@@ -134,6 +134,17 @@ def test_a_double_model_is_fitted_as_its_data_are() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type_is_fitted_on_data_of_the_usual_type(kind: torch.dtype) -> None:
+    """As in the scan, images are cast to the type of the weights; also for the stopping rule."""
+    config = CONFIG.replace(holdout_fraction=0.1, tolerance=0.5)
+    model = tiny_net().to(kind)
+    guard = CGDGuard(model, tensors(), NAMES, clip=TintReader(), config=config, progress=False)
+    (record, *_) = guard.scan().fit()
+    assert record.held_out_accuracy is not None
+    assert {parameter.dtype for parameter in model.parameters()} == {kind}
+
+
 def test_the_state_comes_back_after_an_error() -> None:
     with torch.inference_mode(), default_dtype(), default_device("meta"):
         before = global_state()

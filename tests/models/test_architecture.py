@@ -42,6 +42,17 @@ class OtherForward(Net):
         return super().forward(images) + 1
 
 
+class Listed(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([layer])
+
+    def forward(self, images):
+        for layer in self.layers:
+            images = layer(images)
+        return images.mean((2, 3))
+
+
 def sequential(*layers) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -98,6 +109,10 @@ OTHERS = {
     "a script": (
         lambda: torch.jit.script(sequential(nn.ReLU())),
         lambda: torch.jit.script(sequential(nn.Tanh())), "architecture.1",
+    ),
+    "a script of a list": (
+        lambda: torch.jit.script(Listed(nn.ReLU())),
+        lambda: torch.jit.script(Listed(nn.Tanh())), "architecture.layers.0",
     ),
 }  # fmt: skip
 

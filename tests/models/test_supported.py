@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +28,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def guard_of(model: nn.Module, data: object = None) -> CGDGuard:
+def guard_of(model: nn.Module, data: object = None, **options: Any) -> CGDGuard:
     data = Items(tensors()) if data is None else data
-    return CGDGuard(model, data, NAMES, clip=TintReader(), progress=False)
+    return CGDGuard(model, data, NAMES, clip=TintReader(), progress=False, **options)
 
 
 @pytest.mark.usefixtures("process_group")
@@ -129,3 +132,36 @@ def test_lazy_layers_whose_images_have_no_size_yet_are_named() -> None:
     model = lazy()
     model(stack(pictures())[0])
     guard_of(model, Items(pictures())).scan()
+
+
+def test_frozen_models_can_be_scanned_and_not_fitted() -> None:
+    model = tiny_net().requires_grad_(False)
+    guard = guard_of(model).scan()
+    with pytest.raises(ValueError, match=r"frozen .*Unfreeze those"):
+        guard.fit()
+    model[-1].requires_grad_(True)
+    guard.fit(epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_compiled_script_is_named() -> None:
+    with pytest.raises(ValueError, match=r"torch\.jit has compiled.*pass suspicious="):
+        guard_of(torch.jit.script(tiny_net())).scan()
+
+
+def test_a_model_that_can_not_be_copied_is_named() -> None:
+    model = tiny_net()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"\(Sequential\) can't be copied: .*lock"):
+        guard_of(model).scan()
+
+
+def test_models_that_hold_nan_are_named_before_samples_are_blamed() -> None:
+    broken = tiny_net()
+    with torch.no_grad():
+        broken[0].weight[0] = math.nan
+    with pytest.raises(ValueError, match=r"\['0\.weight'\] of the model hold NaN"):
+        guard_of(tiny_net(), suspicious=broken).scan()
+    guard = guard_of(broken).scan()  # its fresh copy is sound
+    with pytest.raises(ValueError, match=r"\['0\.weight'\] of the model hold NaN"):
+        guard.fit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
 
 from cgd_wrap import CacheMismatchError, CGDConfig, CGDGuard
 from cgd_wrap.config.calibration import DEFAULT, Calibration, thresholds
-from cgd_wrap.split.saving import DECIDING
+from cgd_wrap.errors import StoredFileError
+from cgd_wrap.sealed import read_sealed, write_sealed
+from cgd_wrap.split.saving import DECIDING, FILE, PLACE
 
 
 def scanned(config: CGDConfig) -> CGDGuard:
@@ -92,3 +95,31 @@ def test_what_decided_is_saved_whatever_the_configuration_has_become(tmp_path: P
     assert found.config.epochs == 7
     assert found.config.sigma_clean == quick_config().sigma_clean
     assert found.config.calibration == DEFAULT
+
+
+STRANGE: dict[str, Any] = {
+    "format": "two", "identity": [1], "config": {"evil": 1}, "teachers": {}, "poison_estimate": {},
+    "warnings": 3, "class_knowledge": "much", "bad": {"x": []},
+    "split.clean": torch.ones(9, dtype=torch.bool), "split.mixed": torch.zeros(7, 7),
+    "split.other": torch.zeros(3), "map.clip_rank": torch.zeros(9), "held_out": torch.zeros(9),
+    "poison_probability": torch.zeros(9), "teacher": torch.zeros(1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_sealed_file_of_another_make_is_refused_by_name(
+    name: str, lost: bool, saved: tuple[CGDGuard, Path], tmp_path: Path
+) -> None:
+    """Row 48: who knows the format can seal anything; it is no traceback of another library."""
+    found = read_sealed(saved[1] / FILE, PLACE)
+    assert found is not None
+    tensors, notes = found
+    part: dict[str, Any] = notes if name in notes else tensors
+    if lost:
+        part.pop(name, None)
+    if not lost or name == "split.other":
+        part[name] = STRANGE[name]
+    write_sealed(tmp_path / FILE, tensors, PLACE, notes)
+    with pytest.raises(StoredFileError, match="isn't a guard that cgd-wrap saved"):
+        CGDGuard.load(tmp_path, saved[0].model, saved[0].base, class_names=NAMES, clip=TintReader())
