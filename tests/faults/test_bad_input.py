@@ -288,3 +288,12 @@ def test_scores_that_are_all_alike(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match="all 60 samples have the same clip score"):
         attempt(tmp_path, clip=Undecided(), suspicious=network())
+
+
+def test_a_clip_that_gives_no_tensor_is_named(tmp_path: Path) -> None:
+    class InNumpy(ByColour):
+        def logits(self, images: Tensor) -> Any:
+            return super().logits(images).numpy()
+
+    with pytest.raises(TypeError, match="clip.logits.images. must return a tensor, not ndarray"):
+        attempt(tmp_path, clip=InNumpy())
