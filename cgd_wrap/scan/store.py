@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from cgd_wrap.sealed import SEAL, read_sealed, read_sealed_json, write_sealed, w
 
 logger = escaped_logger(__name__)
 
+BadRows = dict[int, list[str | None]]  # reason, message and path by index
+
 UNIT_SIZE = 1024  # rows, at least; a unit is what an interrupted process loses at most
 MOST_UNITS = 4096
 
@@ -50,12 +52,15 @@ class UnitStore:
         rows: number of rows in all.
         made_for: hash of the fingerprint; units with another hash don't count.
         unit_size: rows of a unit; the last may have fewer.
+        checked: units that this process has found whole, with their bad samples; what they hold is
+            checked again when it is read.
     """
 
     folder: Path
     rows: int
     made_for: str
     unit_size: int = UNIT_SIZE
+    checked: dict[int, BadRows] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -127,15 +132,32 @@ class UnitStore:
     ) -> None:
         """Store a unit: its tensors, and the samples that are bad with their reasons."""
         notes = {"bad": {str(i): list(bad[i]) for i in sorted(bad)}}
+        self.checked.pop(unit, None)
         write_sealed(self._file(unit), tensors, self._place(unit), notes)
 
-    def read(self, unit: int) -> tuple[dict[str, Tensor], dict[int, list[str | None]]] | None:
+    def read(self, unit: int) -> tuple[dict[str, Tensor], BadRows] | None:
         """Read a unit's tensors and bad samples; None if it is missing, damaged or another's."""
         found = read_sealed(self._file(unit), self._place(unit))
         if found is None:
+            self.checked.pop(unit, None)
             return None
         tensors, notes = found
-        return tensors, {int(index): reason for index, reason in notes["bad"].items()}
+        bad = {int(index): reason for index, reason in notes["bad"].items()}
+        self.checked[unit] = bad
+        return tensors, bad
+
+    def bad(self) -> BadRows:
+        """Read the bad samples of all units.
+
+        Raises:
+            ScanIncompleteError: a unit is missing or damaged.
+        """
+        found: BadRows = {}
+        for unit in range(len(self)):
+            if unit not in self.checked and self.read(unit) is None:
+                raise self._incomplete(unit)
+            found |= self.checked[unit]
+        return found
 
     def mapped(self, unit: int) -> dict[str, Tensor]:
         """Map a unit's tensors into memory: what isn't looked at isn't read.
@@ -148,8 +170,9 @@ class UnitStore:
         return load_file(self._file(unit))
 
     def missing(self, units: Sequence[int]) -> list[int]:
-        """List which of some units are missing or damaged."""
-        missing = [unit for unit in units if self.read(unit) is None]
+        """List which of some units are missing or damaged; those checked before aren't read."""
+        unknown = [unit for unit in units if unit not in self.checked]
+        missing = [unit for unit in unknown if self.read(unit) is None]
         unfit = [unit for unit in missing if self._file(unit).exists()]
         if unfit:
             logger.warning(
@@ -168,7 +191,10 @@ class UnitStore:
         Raises:
             ScanIncompleteError: no new unit was stored for ``timeout`` seconds.
         """
-        missing = [unit for unit in range(len(self)) if self.read(unit) is None]
+        missing = [
+            unit for unit in range(len(self))
+            if unit not in self.checked and self.read(unit) is None
+        ]  # fmt: skip
         deadline = time.monotonic() + timeout
         while missing:
             if time.monotonic() > deadline:
@@ -184,7 +210,7 @@ class UnitStore:
                 deadline = time.monotonic() + timeout
             missing = now
 
-    def units(self) -> Iterator[tuple[range, dict[str, Tensor], dict[int, list[str | None]]]]:
+    def units(self) -> Iterator[tuple[range, dict[str, Tensor], BadRows]]:
         """Yield all units in order: (rows, tensors, bad samples).
 
         Raises:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from cgd_wrap.clip.several import mean_log_softmax
 from cgd_wrap.errors import BadSampleError
-from cgd_wrap.scan.store import UnitStore
-
-BadRows = dict[int, list[str | None]]
+from cgd_wrap.scan.store import BadRows, UnitStore
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,7 @@ def bad_samples(logits: StoredLogits) -> dict[int, BadSampleError]:
     """Find the samples that a pass couldn't use, by index, without computing any logits."""
     found: BadRows = {}
     for one in reversed(members_of(logits)):  # the first CLIP's reason stands
-        for *_, bad in one.store.units():
-            found |= bad
+        found |= one.store.bad()
     return {
         index: BadSampleError(index, str(reason), str(message), path)
         for index, (reason, message, path) in sorted(found.items())

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cgd_wrap import functional
-from cgd_wrap.scan.stored_logits import BadRows, StoredLogits
+from cgd_wrap.scan.store import BadRows
+from cgd_wrap.scan.stored_logits import StoredLogits
 
 
 @dataclass(frozen=True, eq=False)
