@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cgd_wrap.functional import Split
+from cgd_wrap.functional import Split, members_by_class
 from cgd_wrap.split.suspicion import Suspicion
 
 
@@ -57,8 +57,7 @@ def revised(
         back = flagged & ~aimed_at & (corner <= corner_cut)
     if poison_cut is not None:
         out = split.clean & aimed_at & (probability > poison_cut)
-        for label in suspected.nonzero().squeeze(1):
-            passed = (split.clean & (labels == label)).nonzero().squeeze(1)
+        for passed in members_by_class(labels, split.clean & aimed_at):
             if len(passed):
                 kept = math.ceil(len(passed) * calibration.always_clean)
                 out[passed] &= place[passed] > place[passed].kthvalue(kept).values
@@ -78,8 +77,7 @@ def hold_out(
     """Choose the same share of every class' clean samples, but never all samples of a class."""
     chosen = torch.zeros_like(clean)
     generator = torch.Generator().manual_seed(seed)
-    for label in labels[clean].unique():
-        members = (clean & (labels == label)).nonzero().squeeze(1)
+    for members in members_by_class(labels, clean):
         order = members[torch.randperm(len(members), generator=generator)]
-        chosen[order[: min(round(fraction * len(members)), len(members) - 1)]] = True
+        chosen[order[: max(min(round(fraction * len(members)), len(members) - 1), 0)]] = True
     return chosen

@@ -12,6 +12,7 @@ In a suspected class, the place of each sample gives its probability of being po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
-from cgd_wrap.functional import corner_weight
+from cgd_wrap.functional import corner_weight, members_by_class
 from cgd_wrap.split.two_kinds import probability_of_higher_kind
 
 
@@ -76,7 +77,9 @@ class Suspicion:
         rejection = evidence_of_rejection(labels, clip_rank, calibration)
         fast, rejected = in_corner > needed, rejection > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
-        by_clip = _of_two_kinds(labels, clip_rank**calibration.rejection_power, rejected)
+        by_clip = _of_two_kinds(
+            labels, lambda some: clip_rank[some] ** calibration.rejection_power, rejected
+        )
         by_clip_alone = rejected & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
         return cls(
             evidence=torch.where(rejected & ~fast, rejection, in_corner),
@@ -103,10 +106,12 @@ def corner_suspicion(
     triggered samples of the class, divided by the size of the class.
     """
     power = calibration.corner_power
-    weight = corner_weight(clip_rank, suspicious_rank, power=power).double() * triggered
-    size = _size(labels)
-    suspicion = torch.bincount(labels, weights=weight) / size
-    return suspicion, torch.bincount(labels, weights=weight**2).sqrt() / size
+    weight = corner_weight(clip_rank[triggered], suspicious_rank[triggered], power=power).double()
+    size, given = _size(labels), labels[triggered]
+    suspicion, squares = (
+        torch.bincount(given, weights=each, minlength=len(size)) for each in (weight, weight**2)
+    )
+    return suspicion / size, squares.sqrt() / size
 
 
 def far_corner_count(
@@ -141,7 +146,7 @@ def _size(labels: Int[Tensor, "n"]) -> Int[Tensor, "classes"]:
 
 def _count(labels: Int[Tensor, "n"], chosen: Bool[Tensor, "n"]) -> Float[Tensor, "classes"]:
     """Number of chosen samples of each class."""
-    return torch.bincount(labels, weights=chosen.double())
+    return torch.bincount(labels[chosen], minlength=int(labels.max()) + 1).double()
 
 
 # --- evidence -----------------------------------------------------------------------------------
@@ -257,24 +262,34 @@ def probability_of_poison(
     Returns:
         float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
     """
-    return _of_two_kinds(labels, clip_rank * (1 - suspicious_rank), suspected)
+    return _of_two_kinds(
+        labels, lambda some: clip_rank[some] * (1 - suspicious_rank[some]), suspected
+    )
 
 
 def _of_two_kinds(
-    labels: Int[Tensor, "n"], place: Float[Tensor, "n"], suspected: Bool[Tensor, "classes"]
+    labels: Int[Tensor, "n"],
+    place: Callable[[Int[Tensor, "k"]], Float[Tensor, "k"]],
+    suspected: Bool[Tensor, "classes"],
 ) -> Float[Tensor, "n"]:
     """Probability of each sample to be of the higher of its class' two kinds, by a place in [0, 1].
 
     In each suspected class, a mixture of two kinds is fitted to the places: see
     :func:`probability_of_higher_kind`.
 
+    Args:
+        labels: given labels.
+        place: gives the places of samples by their indices; NaN for unreadable samples.
+        suspected: classes to look at.
+
     Returns:
         float64; 0 in classes that aren't suspected, and for unreadable samples.
     """
     probability = torch.zeros(len(labels), dtype=torch.float64)
-    for label in suspected.nonzero().squeeze(1):
-        members = ((labels == label) & place.isfinite()).nonzero().squeeze(1)
-        probability[members] = probability_of_higher_kind(place[members])
+    for members in members_by_class(labels, suspected[labels]):
+        places = place(members)
+        readable = places.isfinite()
+        probability[members[readable]] = probability_of_higher_kind(places[readable])
     return probability
 
 
