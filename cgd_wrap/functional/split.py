@@ -127,9 +127,7 @@ def draw_weight(
     return torch.where(draws > 0, weight, torch.ones_like(weight)).float()
 
 
-def members_by_class(
-    labels: Int[Tensor, "n"], chosen: Bool[Tensor, "n"]
-) -> list[Int[Tensor, "_"]]:
+def members_by_class(labels: Int[Tensor, "n"], chosen: Bool[Tensor, "n"]) -> list[Int[Tensor, "_"]]:
     """List the indices of each class' chosen samples, ascending, up to the largest label."""
     indices = chosen.nonzero().squeeze(1)
     given = labels[indices]

@@ -275,12 +275,7 @@ def _of_two_kinds(
     """Probability of each sample to be of the higher of its class' two kinds, by a place in [0, 1].
 
     In each suspected class, a mixture of two kinds is fitted to the places: see
-    :func:`probability_of_higher_kind`.
-
-    Args:
-        labels: given labels.
-        place: gives the places of samples by their indices; NaN for unreadable samples.
-        suspected: classes to look at.
+    :func:`probability_of_higher_kind`. ``place`` gives them by index, NaN for unreadable samples.
 
     Returns:
         float64; 0 in classes that aren't suspected, and for unreadable samples.

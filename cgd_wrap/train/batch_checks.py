@@ -91,7 +91,7 @@ class BatchChecks:
         drawn = self.epochs.orders.made or (is_distributed() and dist.get_rank() > 0)
         if drawn != self._drawn:
             self._drawn, self._stray_batches, self._seen = drawn, 0, set()
-        strays = set((index[~self.epochs.held[index]] if drawn else index).tolist())
+        strays = set((index[~self.epochs.holds(index)] if drawn else index).tolist())
         self._stray_batches += not strays <= self._seen
         self._seen |= strays
         if self._stray_batches == STRAY_BATCHES:

@@ -104,7 +104,11 @@ Works = tuple[Callable[[], Any], str, Callable[[], Any]]
 def split_work(size: int, classes: int) -> Works:
     given = scores(size, classes)
     known = given[1].numpy()
-    return lambda: judged(*given), "numpy's stable argsort", lambda: np.argsort(known, kind="stable")
+    return (
+        lambda: judged(*given),
+        "numpy's stable argsort",
+        lambda: np.argsort(known, kind="stable"),
+    )
 
 
 def nll_work(size: int, classes: int) -> Works:

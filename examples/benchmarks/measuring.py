@@ -43,7 +43,9 @@ class Measured:
         times = " / ".join(shown(t) for t in (min(self.seconds), median, max(self.seconds)))
         ratio = median / statistics.median(self.reference)
         a_sample = f"{self.peak / self.size:.0f}" if self.size > 10_000 else "–"
-        return f"| {self.name} | {self.size:,} | {times} | {a_sample} | {ratio:.3g} x {self.against} |"
+        return (
+            f"| {self.name} | {self.size:,} | {times} | {a_sample} | {ratio:.3g} x {self.against} |"
+        )
 
 
 HEAD = """| what | samples | min / median / max | bytes a sample at the peak | ratio of medians |
