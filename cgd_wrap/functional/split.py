@@ -41,7 +41,7 @@ class Split:
         """Name of the mask that each sample is in, in the dataset's order."""
         code = self.clean * 1 + self.triggered * 2 + self.mixed * 3
         words = ("unreadable", "clean", "triggered", "mixed")
-        return [words[int(value)] for value in code.tolist()]
+        return [words[value] for value in code.tolist()]
 
 
 def split_by_rank(

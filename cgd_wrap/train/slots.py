@@ -1,4 +1,4 @@
-"""The slots of an epoch: how often each sample is drawn, before the epoch's order mixes the slots."""
+"""The slots of an epoch: how often each sample is drawn, before an order mixes the slots."""
 
 from __future__ import annotations
 
