@@ -80,30 +80,33 @@ def cgd_loss_terms(
     )
     if normalisers is None:
         normalisers = Normalisers.of_batch(clean.float(), pull, push)
-    log_p = F.log_softmax(outputs, dim=1).gather(1, labels[:, None]).squeeze(1)
-    kl = F.kl_div(
-        F.log_softmax(outputs / temperature, dim=1),
-        F.log_softmax(clip_logits.float() / temperature, dim=1),
-        reduction="none",
-        log_target=True,
-    ).sum(dim=1)
-    return LossTerms(
-        clean=_masked_mean(clean_nll, clean, normalisers.clean),
-        guidance=alpha * temperature**2 * _masked_mean(pull * kl, triggered, normalisers.guidance),
-        unlearning=beta
-        * _masked_mean(push * torch.log(log_p.exp() + epsilon), triggered, normalisers.unlearning),
+    log_p = softened = F.log_softmax(outputs, dim=1)
+    teacher = clip_logits.float()
+    if temperature != 1:
+        softened, teacher = F.log_softmax(outputs / temperature, dim=1), teacher / temperature
+    kl = F.kl_div(softened, F.log_softmax(teacher, dim=1), reduction="none", log_target=True).sum(
+        dim=1
     )
+    given = log_p.gather(1, labels[:, None]).squeeze(1)
+    means = _masked_means(
+        torch.stack([clean_nll, pull * kl, push * torch.log(given.exp() + epsilon)]),
+        torch.stack([clean, triggered, triggered]),
+        torch.stack(normalisers),
+    )
+    clean_mean, guidance_mean, unlearning_mean = means.unbind()
+    return LossTerms(clean_mean, alpha * temperature**2 * guidance_mean, beta * unlearning_mean)
 
 
-def _masked_mean(
-    values: Float[Tensor, "b"], mask: Bool[Tensor, "b"], normaliser: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Sum values inside a mask and divide by the normaliser; 0, with a graph, for an empty mask.
+def _masked_means(
+    values: Float[Tensor, "terms b"],
+    mask: Bool[Tensor, "terms b"],
+    divisors: Float[Tensor, "terms"],
+) -> Float[Tensor, "terms"]:
+    """Sum values inside a mask, and divide them; 0, with a graph, where a mask is empty.
 
-    ``where`` comes before the sum, so that an inf outside the mask can't spoil the sum.
+    The mask comes before the sum, so that an inf outside can't spoil the sum.
     """
-    total = torch.where(mask, values, torch.zeros_like(values)).sum()
-    return total / torch.where(normaliser > 0, normaliser, torch.ones_like(normaliser))
+    return values.masked_fill(~mask, 0.0).sum(dim=1) / divisors.masked_fill(divisors <= 0, 1.0)
 
 
 def cgd_loss(

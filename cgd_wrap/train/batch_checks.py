@@ -70,7 +70,8 @@ class BatchChecks:
         always = targets.device.type == "cpu" or self.strict
         if not always and (self._steps - 1) % CHECK_EVERY >= LOOKS:
             return False
-        index = tagged_index(targets)[is_tagged(targets)].cpu()
+        tags = targets.cpu()
+        index = tagged_index(tags[is_tagged(tags)])
         if len(index):
             self._look_for_strays(index)
             return False
@@ -91,7 +92,7 @@ class BatchChecks:
         drawn = self.epochs.orders.made or (is_distributed() and dist.get_rank() > 0)
         if drawn != self._drawn:
             self._drawn, self._stray_batches, self._seen = drawn, 0, set()
-        strays = set((index[~self.epochs.holds(index)] if drawn else index).tolist())
+        strays = set((index[self.epochs.left_out[index]] if drawn else index).tolist())
         self._stray_batches += not strays <= self._seen
         self._seen |= strays
         if self._stray_batches == STRAY_BATCHES:

@@ -91,9 +91,10 @@ class EpochIndices:
             orders=_orders.setdefault(result, Orders()),
         )
 
-    def holds(self, indices: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
-        """Tell which samples epochs hold; the others are held out, unreadable or left out."""
-        return self.clean[indices] | (self.times[indices] > 0)
+    @cached_property
+    def left_out(self) -> Bool[Tensor, "n"]:
+        """Samples that no epoch holds: they are held out, unreadable or not wanted."""
+        return ~(self.clean | (self.times > 0))
 
     @cached_property
     @plain_torch()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
@@ -27,6 +27,21 @@ def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, 
     labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
     counts = torch.bincount(labels[clean], minlength=table.num_classes)
     return counts * table.tensors["class_weight"] / max(len(indices), 1)
+
+
+class _Batch(NamedTuple):
+    """What a batch's targets say: which are tags, of which samples, and all labels."""
+
+    tagged: Bool[Tensor, "b"]
+    index: Int[Tensor, "b"]
+    labels: Int[Tensor, "b"]
+
+    @classmethod
+    def of(cls, targets: Int[Tensor, "b"], table: SampleTable) -> _Batch:
+        """Read the targets; the index of an untagged target is 0."""
+        tagged, index = is_tagged(targets), tagged_index(targets)
+        given = table.on(targets.device)["labels"][index]
+        return cls(tagged, index, torch.where(tagged, given, targets.long()))
 
 
 class CGDLoss(nn.Module):
@@ -155,17 +170,21 @@ class CGDLoss(nn.Module):
         """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.float()
-            return self._terms(outputs, targets, self._losses(outputs, targets))
+            outputs, batch = outputs.float(), _Batch.of(targets, self.table)
+            return self._terms(outputs, batch, self._losses(outputs, batch))
 
     def _guarded(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The parts of the loss over tagged samples, and the criterion over untagged samples."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.float()
-            losses = self._losses(outputs, targets)
-            terms = self._terms(outputs, targets, losses)
-            return terms.total + self._untagged_part(outputs, targets, losses)
+            outputs, batch = outputs.float(), _Batch.of(targets, self.table)
+            losses = self._losses(outputs, batch)
+            total = self._terms(outputs, batch, losses).total
+            # On a CPU a look costs nothing; on a GPU it would wait, and the part is 0 by itself.
+            if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+                if bool(batch.tagged.all()):
+                    return total
+            return total + self._untagged_part(outputs, batch, losses)
 
     def _compiled(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
         """The loss without a branch that depends on values: no graph break."""
@@ -179,10 +198,11 @@ class CGDLoss(nn.Module):
         plain = self._plain(outputs, torch.where(tagged, torch.zeros_like(targets), targets))
         return torch.where(tagged, self._guarded(outputs, targets), plain)
 
-    def _terms(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> LossTerms:
-        tagged, index = is_tagged(targets), tagged_index(targets)
+    def _terms(self, outputs: Tensor, batch: _Batch, losses: Tensor) -> LossTerms:
+        tagged, index = batch.tagged, batch.index
         table = self.table.on(outputs.device)
-        labels = table["labels"][index]
+        # Those of untagged samples carry no weight here, but may lie outside the classes.
+        labels = torch.where(tagged, batch.labels, 0)
         clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
         pull = table["guidance_weight"][index] * triggered
         push = table["triggered_weight"][index] * triggered
@@ -238,20 +258,19 @@ class CGDLoss(nn.Module):
         # A sum is the mean times what the criterion's mean over all these samples is divided by.
         return Normalisers(*(d / whole if self.reduction == "sum" else d for d in divisors))
 
-    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _losses(self, outputs: Tensor, batch: _Batch) -> Tensor:
         """The criterion's loss of each sample, with the given label or the untagged target."""
-        return self._apart.losses(self.criterion, outputs, self.labels(targets))
+        return self._apart.losses(self.criterion, outputs, batch.labels)
 
-    def _untagged_part(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+    def _untagged_part(self, outputs: Tensor, batch: _Batch, losses: Tensor) -> Tensor:
         """The criterion over the untagged samples of a batch; 0 if all are tagged."""
-        untagged = ~is_tagged(targets)
-        total = torch.where(untagged, losses, 0.0).sum()
+        total = losses.masked_fill(batch.tagged, 0.0).sum()
         if self.reduction == "sum":
             return total
-        labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
+        labels = batch.labels.masked_fill(batch.tagged, 0)
         weights = self._apart.weights(self.criterion, outputs)
         # A label outside the classes is one that the criterion ignores.
-        inside = untagged & (labels >= 0)
+        inside = ~batch.tagged & (labels >= 0)
         divisor = (weights[labels.clamp(min=0)] * inside).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 

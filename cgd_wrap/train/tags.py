@@ -28,8 +28,7 @@ def is_tagged(targets: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 
 def tagged_index(targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Index of each tagged sample in the user's dataset; 0 for untagged targets."""
-    targets = targets.long()
-    return torch.where(is_tagged(targets), targets - TAG, torch.zeros_like(targets))
+    return (targets.long() - TAG).clamp(min=0)
 
 
 class SampleTable:
