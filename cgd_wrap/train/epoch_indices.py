@@ -92,9 +92,9 @@ class EpochIndices:
         )
 
     @cached_property
-    def left_out(self) -> Bool[Tensor, "n"]:
-        """Samples that no epoch holds: they are held out, unreadable or not wanted."""
-        return ~(self.clean | (self.times > 0))
+    def left_out(self) -> np.ndarray:
+        """Samples that no epoch holds, bool: they are held out, unreadable or not wanted."""
+        return (~(self.clean | (self.times > 0))).numpy()
 
     @cached_property
     @plain_torch()

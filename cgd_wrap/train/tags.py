@@ -46,7 +46,9 @@ class SampleTable:
         guidance_weight: weight of the guidance, float32 [N].
         class_weight: weight of the clean samples of each class, float32 [C]; see
             :func:`~cgd_wrap.functional.split.draw_weight`.
-        teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
+        shares: weights of each sample in the loss' three parts, 0 where it has none: of a clean
+            sample its class' weight, then guidance and unlearning; float32 [3, N].
+        teacher_row: row of ``teacher`` for triggered samples, 0 for others, int32 [N].
         teacher: CLIP's logits of the triggered samples, float32 [max(T, 1), C].
     """
 
@@ -57,6 +59,7 @@ class SampleTable:
         "triggered_weight",
         "guidance_weight",
         "class_weight",
+        "shares",
         "teacher_row",
         "teacher",
     )
@@ -72,15 +75,22 @@ class SampleTable:
         guidance_weight: Float[Tensor, "n"] | None = None,
         class_weight: Float[Tensor, "classes"] | None = None,
     ) -> None:
-        rows = triggered.long().cumsum(0) - 1
+        rows = triggered.cumsum(0, dtype=torch.int32) - 1
+        if guidance_weight is None:
+            guidance_weight = triggered.float()
+        if class_weight is None:
+            class_weight = torch.ones(teacher.shape[1])
+        weights = (class_weight[labels], guidance_weight, triggered_weight)
+        masks = (clean, triggered, triggered)
         self.tensors = {
             "labels": labels,
             "clean": clean,
             "triggered": triggered,
             "triggered_weight": triggered_weight,
-            "guidance_weight": triggered.float() if guidance_weight is None else guidance_weight,
-            "class_weight": torch.ones(teacher.shape[1]) if class_weight is None else class_weight,
-            "teacher_row": torch.where(triggered, rows, torch.zeros_like(rows)),
+            "guidance_weight": guidance_weight,
+            "class_weight": class_weight,
+            "shares": torch.stack([w * m for w, m in zip(weights, masks, strict=True)]),
+            "teacher_row": rows.masked_fill_(~triggered, 0),
             "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
         }
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
