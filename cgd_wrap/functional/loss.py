@@ -121,9 +121,8 @@ def terms_by_share(
     teacher = F.log_softmax(teacher if temperature == 1 else teacher / temperature, dim=1)
     if clean_nll is None:
         return LossTerms(*_sums(outputs, labels, teacher, shares, temperature, epsilon))
-    own = _weighed(clean_nll, shares[0])
-    rest = shares.index_fill(0, shares.new_zeros(1, dtype=torch.int64), 0.0)
-    return LossTerms(own, *_sums(outputs, labels, teacher, rest, temperature, epsilon)[1:])
+    sums = _sums(outputs, labels, teacher, shares, temperature, epsilon)
+    return LossTerms(_weighed(clean_nll, shares[0]), *sums[1:])
 
 
 def _weighed(values: Float[Tensor, "*terms b"], shares: Float[Tensor, "*terms b"]) -> Tensor:

@@ -155,7 +155,10 @@ class Draw(int):
 
 def pack(index: np.ndarray, other: np.ndarray, level: np.ndarray, tone: np.ndarray) -> np.ndarray:
     """Pack index, other index, share (in 32nds) and tone into an int64 above all plain indices."""
-    return MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
+    packed: np.ndarray = (
+        MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
+    )
+    return packed
 
 
 def unpack(packed: int) -> int:

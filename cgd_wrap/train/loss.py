@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
@@ -18,7 +18,7 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.batch_checks import UNTAGGED, BatchChecks, refuse_second_call
 from cgd_wrap.train.criteria import Criterion, take_apart
 from cgd_wrap.train.epoch_indices import EpochIndices
-from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
+from cgd_wrap.train.tags import ReadTargets, SampleTable, is_tagged
 
 __all__ = ["CGDLoss", "Criterion", "clean_share"]
 
@@ -28,21 +28,6 @@ def clean_share(table: SampleTable, indices: Int[Tensor, "m"]) -> Float[Tensor, 
     labels, clean = table.tensors["labels"][indices], table.tensors["clean"][indices]
     counts = torch.bincount(labels[clean], minlength=table.num_classes)
     return counts * table.tensors["class_weight"] / max(len(indices), 1)
-
-
-class _Batch(NamedTuple):
-    """What a batch's targets say: which are tags, of which samples, and all labels."""
-
-    tagged: Bool[Tensor, "b"]
-    index: Int[Tensor, "b"]
-    labels: Int[Tensor, "b"]
-
-    @classmethod
-    def of(cls, targets: Int[Tensor, "b"], table: SampleTable) -> _Batch:
-        """Read the targets; the index of an untagged target is 0."""
-        tagged, index = is_tagged(targets), tagged_index(targets)
-        given = table.on(targets.device)["labels"][index]
-        return cls(tagged, index, torch.where(tagged, given, targets.long()))
 
 
 class CGDLoss(nn.Module):
@@ -172,14 +157,14 @@ class CGDLoss(nn.Module):
         """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs, batch = outputs.float(), _Batch.of(targets, self.table)
+            outputs, batch = outputs.float(), self.table.read(targets)
             return self._terms(outputs, batch, self._own_losses(outputs, batch))
 
     def _guarded(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The parts of the loss over tagged samples, and the criterion over untagged samples."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs, batch = outputs.float(), _Batch.of(targets, self.table)
+            outputs, batch = outputs.float(), self.table.read(targets)
             losses = self._own_losses(outputs, batch)
             total = self._terms(outputs, batch, losses).total
             # On a CPU a look costs nothing; on a GPU it would wait, and the part is 0 by itself.
@@ -201,15 +186,15 @@ class CGDLoss(nn.Module):
         plain = self._plain(outputs, torch.where(tagged, torch.zeros_like(targets), targets))
         return torch.where(tagged, self._guarded(outputs, targets), plain)
 
-    def _terms(self, outputs: Tensor, batch: _Batch, losses: Tensor | None) -> LossTerms:
+    def _terms(self, outputs: Tensor, batch: ReadTargets, losses: Tensor | None) -> LossTerms:
         table = self.table.on(outputs.device)
         # Those of untagged samples carry no weight here, but may lie outside the classes.
         labels = batch.labels.masked_fill(~batch.tagged, 0)
-        shares = table["shares"].index_select(1, batch.index) * batch.tagged
+        shares = table["shares"].index_select(1, batch.indices) * batch.tagged
         alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
         assert alpha is not None
         assert beta is not None
-        row = table["teacher_row"].index_select(0, batch.index)
+        row = table["teacher_row"].index_select(0, batch.indices)
         terms = terms_by_share(
             outputs, labels, table["teacher"].index_select(0, row), shares,
             self._divisors(outputs, batch.tagged, labels, shares), alpha=alpha, beta=beta,
@@ -243,16 +228,16 @@ class CGDLoss(nn.Module):
         # A sum is the mean times what the criterion's mean over all these samples is divided by.
         return counts[:3] / counts[3] if self.reduction == "sum" else counts[:3]
 
-    def _own_losses(self, outputs: Tensor, batch: _Batch) -> Tensor | None:
+    def _own_losses(self, outputs: Tensor, batch: ReadTargets) -> Tensor | None:
         """The criterion's losses; None where they are the cross entropy, which needs no call."""
         plain = self._apart.is_plain(self.criterion, outputs.shape[1])
         return None if plain else self._losses(outputs, batch)
 
-    def _losses(self, outputs: Tensor, batch: _Batch) -> Tensor:
+    def _losses(self, outputs: Tensor, batch: ReadTargets) -> Tensor:
         """The criterion's loss of each sample, with the given label or the untagged target."""
         return self._apart.losses(self.criterion, outputs, batch.labels)
 
-    def _untagged_part(self, outputs: Tensor, batch: _Batch, losses: Tensor) -> Tensor:
+    def _untagged_part(self, outputs: Tensor, batch: ReadTargets, losses: Tensor) -> Tensor:
         """The criterion over the untagged samples of a batch; 0 if all are tagged."""
         total = losses.masked_fill(batch.tagged, 0.0).sum()
         if self.reduction == "sum":

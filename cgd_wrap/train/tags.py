@@ -7,7 +7,7 @@ loss that takes a tag for a class fails loudly.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -29,6 +29,20 @@ def is_tagged(targets: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 def tagged_index(targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Index of each tagged sample in the user's dataset; 0 for untagged targets."""
     return (targets.long() - TAG).clamp(min=0)
+
+
+class ReadTargets(NamedTuple):
+    """What a batch's targets say: which are tags, of which samples, and all labels.
+
+    Attributes:
+        tagged: whether each target is a tag.
+        indices: index of each tagged sample; 0 for untagged targets.
+        labels: given label of each tagged sample; untagged targets as they are.
+    """
+
+    tagged: Bool[Tensor, "*shape"]
+    indices: Int[Tensor, "*shape"]
+    labels: Int[Tensor, "*shape"]
 
 
 class SampleTable:
@@ -150,8 +164,13 @@ class SampleTable:
 
     def decode(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Turn tagged targets into the given labels; untagged targets stay as they are."""
-        labels = self.on(targets.device)["labels"][tagged_index(targets)]
-        return torch.where(is_tagged(targets), labels, targets.long())
+        return self.read(targets).labels
+
+    def read(self, targets: Int[Tensor, "*shape"]) -> ReadTargets:
+        """Read tagged and untagged targets."""
+        tagged, index = is_tagged(targets), tagged_index(targets)
+        labels = self.on(targets.device)["labels"][index]
+        return ReadTargets(tagged, index, torch.where(tagged, labels, targets.long()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SampleTable:
         return self
