@@ -48,8 +48,7 @@ def revised(
     """
     suspected, probability = suspicion.suspected, suspicion.probability_at_most
     calibration = suspicion.calibration
-    corner, aimed_at = clip_rank * (1 - suspicious_rank), suspected[labels]
-    place = torch.where(suspicion.found_by_clip_alone[labels], clip_rank, corner)
+    corner, aimed_at = (1 - suspicious_rank).mul_(clip_rank), suspected[labels]
     back, out, more = (torch.zeros_like(split.clean) for _ in range(3))
     if corner_cut is not None:
         explained = (clip_rank <= 0.5) | suspected.any()
@@ -57,10 +56,11 @@ def revised(
         back = flagged & ~aimed_at & (corner <= corner_cut)
     if poison_cut is not None:
         out = split.clean & aimed_at & (probability > poison_cut)
-        for passed in members_by_class(labels, split.clean & aimed_at):
+        for label, passed in enumerate(members_by_class(labels, split.clean & aimed_at)):
             if len(passed):
+                place = (clip_rank if suspicion.found_by_clip_alone[label] else corner)[passed]
                 kept = math.ceil(len(passed) * calibration.always_clean)
-                out[passed] &= place[passed] > place[passed].kthvalue(kept).values
+                out[passed] &= place > place.kthvalue(kept).values
     if auto:
         more = aimed_at & (probability > calibration.sure_of_poison) & (split.mixed | out)
         back |= split.mixed & aimed_at & (probability < calibration.unlikely_poison)

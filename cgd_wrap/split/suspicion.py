@@ -12,7 +12,6 @@ In a suspected class, the place of each sample gives its probability of being po
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
-from cgd_wrap.functional import corner_weight, members_by_class
-from cgd_wrap.split.two_kinds import probability_of_higher_kind
+from cgd_wrap.functional import corner_weight
+from cgd_wrap.split.two_kinds import probability_by_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +76,20 @@ class Suspicion:
         rejection = evidence_of_rejection(labels, clip_rank, calibration)
         fast, rejected = in_corner > needed, rejection > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
-        by_clip = _of_two_kinds(
+        by_clip = probability_by_class(
             labels, lambda some: clip_rank[some] ** calibration.rejection_power, rejected
         )
         by_clip_alone = rejected & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
+        probability = at_most = by_corner
+        if bool(by_clip_alone.any()):
+            alone = by_clip_alone[labels]
+            probability = torch.where(alone, by_clip, by_corner)
+            at_most = torch.maximum(by_corner, by_clip * alone)
         return cls(
             evidence=torch.where(rejected & ~fast, rejection, in_corner),
-            probability=torch.where(by_clip_alone[labels], by_clip, by_corner),
+            probability=probability,
             found_by_clip_alone=by_clip_alone,
-            probability_at_most=torch.maximum(by_corner, by_clip * by_clip_alone[labels]),
+            probability_at_most=at_most,
             calibration=calibration,
         )
 
@@ -262,30 +266,9 @@ def probability_of_poison(
     Returns:
         float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
     """
-    return _of_two_kinds(
+    return probability_by_class(
         labels, lambda some: clip_rank[some] * (1 - suspicious_rank[some]), suspected
     )
-
-
-def _of_two_kinds(
-    labels: Int[Tensor, "n"],
-    place: Callable[[Int[Tensor, "k"]], Float[Tensor, "k"]],
-    suspected: Bool[Tensor, "classes"],
-) -> Float[Tensor, "n"]:
-    """Probability of each sample to be of the higher of its class' two kinds, by a place in [0, 1].
-
-    In each suspected class, a mixture of two kinds is fitted to the places: see
-    :func:`probability_of_higher_kind`. ``place`` gives them by index, NaN for unreadable samples.
-
-    Returns:
-        float64; 0 in classes that aren't suspected, and for unreadable samples.
-    """
-    probability = torch.zeros(len(labels), dtype=torch.float64)
-    for members in members_by_class(labels, suspected[labels]):
-        places = place(members)
-        readable = places.isfinite()
-        probability[members[readable]] = probability_of_higher_kind(places[readable])
-    return probability
 
 
 def _doubt(labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]) -> Float[Tensor, "classes"]:
@@ -295,5 +278,10 @@ def _doubt(labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]) -> Float[T
     and FLIP at 5 and 10%, the label flip at 5% and Input-aware at 1 and 5%; there was no attack for
     which it was smaller, and the corner told the two kinds better.
     """
-    mistakes = torch.bincount(labels, weights=torch.minimum(probability, 1 - probability))
-    return mistakes / torch.bincount(labels, weights=probability).clamp(min=1)
+    some, number = probability.nonzero().squeeze(1), int(labels.max()) + 1
+    given, likely = labels[some], probability[some]
+    mistakes, poison = (
+        torch.bincount(given, weights=each, minlength=number)
+        for each in (torch.minimum(likely, 1 - likely), likely)
+    )
+    return mistakes / poison.clamp(min=1)

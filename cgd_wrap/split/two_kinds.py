@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from cgd_wrap.functional import members_by_class
 
 ROUNDS = 50  # rounds of expectation maximisation, which settles in about 20
 EDGE = 1e-3  # a Beta density may be infinite at 0 and 1
@@ -53,6 +56,27 @@ def probability_of_higher_kind(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]
     order = known.argsort()
     higher[order] = np.maximum.accumulate(higher[order])
     return torch.from_numpy(higher)
+
+
+def probability_by_class(
+    labels: Int[Tensor, "n"],
+    place: Callable[[Int[Tensor, "k"]], Float[Tensor, "k"]],
+    suspected: Bool[Tensor, "classes"],
+) -> Float[Tensor, "n"]:
+    """Probability of each sample to be of the higher of its class' two kinds, by a place in [0, 1].
+
+    In each suspected class, a mixture of two kinds is fitted to the places: see
+    :func:`probability_of_higher_kind`. ``place`` gives them by index, NaN for unreadable samples.
+
+    Returns:
+        float64; 0 in classes that aren't suspected, and for unreadable samples.
+    """
+    probability = torch.zeros(len(labels), dtype=torch.float64)
+    for members in members_by_class(labels, suspected[labels]):
+        places = place(members)
+        readable = places.isfinite()
+        probability[members[readable]] = probability_of_higher_kind(places[readable])
+    return probability
 
 
 def _blocks(size: int) -> list[slice]:
