@@ -104,7 +104,6 @@ def _set_probability(
         odds = (a[0] - a[1]) * logs[0, block]
         odds += (b[0] - b[1]) * logs[1, block]
         odds += lower_log - higher_log
-        with np.errstate(over="ignore"):  # odds against the higher kind that are infinite
-            np.exp(odds, out=odds)
+        torch.from_numpy(odds).exp_()  # twice as quick as NumPy's; a block has one thread
         odds += 1
         np.reciprocal(odds, out=higher[block])
