@@ -30,6 +30,7 @@ from cgd_wrap.functional.split import (
     class_draws,
     corner_weight,
     draw_weight,
+    members_by_class,
     split_by_rank,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "draw_weight",
     "label_log_odds_against",
     "label_nll",
+    "members_by_class",
     "nll_from_log_odds",
     "normalised_rank",
     "reference_label_nll",

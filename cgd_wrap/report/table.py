@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import repeat
 from pathlib import Path
 
 from cgd_wrap.escaping import csv_text
@@ -39,19 +40,19 @@ def write_table(path: str | Path, report: Report) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    columns = zip(
-        report.labels.tolist(),
-        entropy_map.clip_nll.tolist(),
-        entropy_map.suspicious_nll.tolist(),
-        entropy_map.clip_rank.tolist(),
+    labels, size = report.labels.tolist(), len(entropy_map)
+    columns = (
+        range(size),
+        labels,
+        map(names.__getitem__, labels),
+        map("{:.9g}".format, entropy_map.clip_nll.tolist()),
+        map("{:.9g}".format, entropy_map.suspicious_nll.tolist()),
+        entropy_map.clip_rank.tolist(),  # the csv module writes all digits of a float
         entropy_map.suspicious_rank.tolist(),
         result.split.names(),
-        report.paths or [None] * len(entropy_map),
-        strict=True,
+        (csv_text(path or "") for path in report.paths) if report.paths else repeat("", size),
+        (result.bad[i][0] if i in result.bad else "" for i in range(size)),
     )
-    for index, (label, clip, suspicious, clip_rank, rank, where, file) in enumerate(columns):
-        scores = (f"{clip:.9g}", f"{suspicious:.9g}", repr(clip_rank), repr(rank))
-        reason = result.bad.get(index, [""])[0]
-        writer.writerow((index, label, names[label], *scores, where, csv_text(file or ""), reason))
+    writer.writerows(zip(*columns, strict=True))
     write_atomically(path, text.getvalue().encode())
     return path

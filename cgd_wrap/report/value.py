@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cgd_wrap.data.paths import image_path
+from cgd_wrap.data.paths import ImagePaths
 from cgd_wrap.metrics import detection_figures
 from cgd_wrap.report.classes import ClassRow, class_rows
 from cgd_wrap.scan.subject import Subject
@@ -59,7 +59,7 @@ class Report:
             subject: the data, model and CLIP that were scanned.
             details: ``poisoned``, ``figures``, ``stage_seconds`` and ``title``.
         """
-        paths = [image_path(subject.dataset, index) for index in range(len(subject.labels))]
+        paths = list(map(ImagePaths(subject.dataset).of, range(len(subject.labels))))
         return cls(
             result, subject.class_names, paths if any(paths) else None,
             subject.raw_view(), **details,

@@ -88,11 +88,15 @@ class EntropyMap:
             reference_scores: whether the scores are the authors' NLLs.
         """
         columns = []
+        if valid is not None and bool(valid.all()):
+            valid = None
         for score in (clip_score, suspicious_score):
-            valid = torch.ones(score.numel(), dtype=torch.bool) if valid is None else valid
             rank = functional.reference_rank if reference_scores else functional.normalised_rank
             nll = score.float() if reference_scores else functional.nll_from_log_odds(score)
-            columns += [_spread(nll[valid], valid), _spread(rank(score[valid]), valid)]
+            if valid is None:
+                columns += [nll, rank(score)]
+            else:
+                columns += [_spread(nll[valid], valid), _spread(rank(score[valid]), valid)]
         clip_nll, clip_rank, suspicious_nll, suspicious_rank = columns
         return cls(clip_nll, suspicious_nll, clip_rank, suspicious_rank)
 
@@ -129,16 +133,16 @@ def _spread(values: Float[Tensor, "k"], valid: Bool[Tensor, "n"]) -> Float[Tenso
 
 def _check_ties(name: str, nll: Float[Tensor, "n"], rank: Float[Tensor, "n"], cut: float) -> None:
     """Refuse scores that are all equal; warn if equal scores fall on both sides of a threshold."""
-    known = ~nll.isnan()
-    nll, rank = nll[known], rank[known]
-    if nll.numel() and bool((nll == nll[0]).all()):
+    below, above = nll[rank <= cut], nll[rank > cut]
+    known = below.numel() + above.numel()  # the others are NaN
+    sides = [side.aminmax() for side in (below, above) if side.numel()]
+    if sides and bool(sides[0].min == sides[-1].max):
         raise DatasetError(
-            f"all {nll.numel()} samples have the same {name} score ({float(nll[0]):.4g} nats), so "
+            f"all {known} samples have the same {name} score ({float(sides[0].min):.4g} nats), so "
             "ranks mean nothing. Check the class names and the models: do their outputs vary?"
         )
-    below, above = nll[rank <= cut], nll[rank > cut]
-    if below.numel() and above.numel() and bool(below.max() == above.min()):
-        tied = float((nll == below.max()).float().mean())
+    if len(sides) == 2 and bool(sides[0].max == sides[1].min):
+        tied = int((nll == sides[0].max).sum()) / known
         if tied > 1e-3:
             logger.warning(
                 "%.1f%% of the samples have the same %s score, across the threshold at rank %.2f: "

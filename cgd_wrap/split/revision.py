@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cgd_wrap.functional import Split
+from cgd_wrap.functional import Split, members_by_class
 from cgd_wrap.split.suspicion import Suspicion
 
 
@@ -48,8 +48,7 @@ def revised(
     """
     suspected, probability = suspicion.suspected, suspicion.probability_at_most
     calibration = suspicion.calibration
-    corner, aimed_at = clip_rank * (1 - suspicious_rank), suspected[labels]
-    place = torch.where(suspicion.found_by_clip_alone[labels], clip_rank, corner)
+    corner, aimed_at = (1 - suspicious_rank).mul_(clip_rank), suspected[labels]
     back, out, more = (torch.zeros_like(split.clean) for _ in range(3))
     if corner_cut is not None:
         explained = (clip_rank <= 0.5) | suspected.any()
@@ -57,11 +56,11 @@ def revised(
         back = flagged & ~aimed_at & (corner <= corner_cut)
     if poison_cut is not None:
         out = split.clean & aimed_at & (probability > poison_cut)
-        for label in suspected.nonzero().squeeze(1):
-            passed = (split.clean & (labels == label)).nonzero().squeeze(1)
+        for label, passed in enumerate(members_by_class(labels, split.clean & aimed_at)):
             if len(passed):
+                place = (clip_rank if suspicion.found_by_clip_alone[label] else corner)[passed]
                 kept = math.ceil(len(passed) * calibration.always_clean)
-                out[passed] &= place[passed] > place[passed].kthvalue(kept).values
+                out[passed] &= place > place.kthvalue(kept).values
     if auto:
         more = aimed_at & (probability > calibration.sure_of_poison) & (split.mixed | out)
         back |= split.mixed & aimed_at & (probability < calibration.unlikely_poison)
@@ -78,8 +77,7 @@ def hold_out(
     """Choose the same share of every class' clean samples, but never all samples of a class."""
     chosen = torch.zeros_like(clean)
     generator = torch.Generator().manual_seed(seed)
-    for label in labels[clean].unique():
-        members = (clean & (labels == label)).nonzero().squeeze(1)
+    for members in members_by_class(labels, clean):
         order = members[torch.randperm(len(members), generator=generator)]
-        chosen[order[: min(round(fraction * len(members)), len(members) - 1)]] = True
+        chosen[order[: max(min(round(fraction * len(members)), len(members) - 1), 0)]] = True
     return chosen

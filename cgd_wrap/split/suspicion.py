@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.functional import corner_weight
-from cgd_wrap.split.two_kinds import probability_of_higher_kind
+from cgd_wrap.split.two_kinds import probability_by_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +76,20 @@ class Suspicion:
         rejection = evidence_of_rejection(labels, clip_rank, calibration)
         fast, rejected = in_corner > needed, rejection > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
-        by_clip = _of_two_kinds(labels, clip_rank**calibration.rejection_power, rejected)
+        by_clip = probability_by_class(
+            labels, lambda some: clip_rank[some] ** calibration.rejection_power, rejected
+        )
         by_clip_alone = rejected & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
+        probability = at_most = by_corner
+        if bool(by_clip_alone.any()):
+            alone = by_clip_alone[labels]
+            probability = torch.where(alone, by_clip, by_corner)
+            at_most = torch.maximum(by_corner, by_clip * alone)
         return cls(
             evidence=torch.where(rejected & ~fast, rejection, in_corner),
-            probability=torch.where(by_clip_alone[labels], by_clip, by_corner),
+            probability=probability,
             found_by_clip_alone=by_clip_alone,
-            probability_at_most=torch.maximum(by_corner, by_clip * by_clip_alone[labels]),
+            probability_at_most=at_most,
             calibration=calibration,
         )
 
@@ -103,10 +110,12 @@ def corner_suspicion(
     triggered samples of the class, divided by the size of the class.
     """
     power = calibration.corner_power
-    weight = corner_weight(clip_rank, suspicious_rank, power=power).double() * triggered
-    size = _size(labels)
-    suspicion = torch.bincount(labels, weights=weight) / size
-    return suspicion, torch.bincount(labels, weights=weight**2).sqrt() / size
+    weight = corner_weight(clip_rank[triggered], suspicious_rank[triggered], power=power).double()
+    size, given = _size(labels), labels[triggered]
+    suspicion, squares = (
+        torch.bincount(given, weights=each, minlength=len(size)) for each in (weight, weight**2)
+    )
+    return suspicion / size, squares.sqrt() / size
 
 
 def far_corner_count(
@@ -141,7 +150,7 @@ def _size(labels: Int[Tensor, "n"]) -> Int[Tensor, "classes"]:
 
 def _count(labels: Int[Tensor, "n"], chosen: Bool[Tensor, "n"]) -> Float[Tensor, "classes"]:
     """Number of chosen samples of each class."""
-    return torch.bincount(labels, weights=chosen.double())
+    return torch.bincount(labels[chosen], minlength=int(labels.max()) + 1).double()
 
 
 # --- evidence -----------------------------------------------------------------------------------
@@ -257,25 +266,9 @@ def probability_of_poison(
     Returns:
         float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
     """
-    return _of_two_kinds(labels, clip_rank * (1 - suspicious_rank), suspected)
-
-
-def _of_two_kinds(
-    labels: Int[Tensor, "n"], place: Float[Tensor, "n"], suspected: Bool[Tensor, "classes"]
-) -> Float[Tensor, "n"]:
-    """Probability of each sample to be of the higher of its class' two kinds, by a place in [0, 1].
-
-    In each suspected class, a mixture of two kinds is fitted to the places: see
-    :func:`probability_of_higher_kind`.
-
-    Returns:
-        float64; 0 in classes that aren't suspected, and for unreadable samples.
-    """
-    probability = torch.zeros(len(labels), dtype=torch.float64)
-    for label in suspected.nonzero().squeeze(1):
-        members = ((labels == label) & place.isfinite()).nonzero().squeeze(1)
-        probability[members] = probability_of_higher_kind(place[members])
-    return probability
+    return probability_by_class(
+        labels, lambda some: clip_rank[some] * (1 - suspicious_rank[some]), suspected
+    )
 
 
 def _doubt(labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]) -> Float[Tensor, "classes"]:
@@ -285,5 +278,10 @@ def _doubt(labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]) -> Float[T
     and FLIP at 5 and 10%, the label flip at 5% and Input-aware at 1 and 5%; there was no attack for
     which it was smaller, and the corner told the two kinds better.
     """
-    mistakes = torch.bincount(labels, weights=torch.minimum(probability, 1 - probability))
-    return mistakes / torch.bincount(labels, weights=probability).clamp(min=1)
+    some, number = probability.nonzero().squeeze(1), int(labels.max()) + 1
+    given, likely = labels[some], probability[some]
+    mistakes, poison = (
+        torch.bincount(given, weights=each, minlength=number)
+        for each in (torch.minimum(likely, 1 - likely), likely)
+    )
+    return mistakes / poison.clamp(min=1)

@@ -51,6 +51,14 @@ class TakenApart:
             raise _not_separable(criterion)
         return values
 
+    def is_plain(self, criterion: Any, classes: int) -> bool:
+        """Whether the criterion is the mean of the cross entropy: no weights, nothing smoothed."""
+        if self.way is not _cross_entropy or self.reduction != "mean":
+            return False
+        criterion = _uncompiled(criterion)
+        ignores = 0 <= criterion.ignore_index < classes
+        return not ignores and criterion.weight is None and not criterion.label_smoothing
+
     def weights(
         self, criterion: Any, outputs: Float[Tensor, "b classes"]
     ) -> Float[Tensor, "classes"]:

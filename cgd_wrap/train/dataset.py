@@ -6,7 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgd_wrap.data.layout import SampleLayout
@@ -17,6 +20,8 @@ from cgd_wrap.train.exposure import Draw, unpack
 from cgd_wrap.train.tags import TAG
 
 logger = escaped_logger(__name__)
+
+NO_RUN = -1  # where a number of epochs is not known
 
 
 @functools.cache  # once in each process
@@ -99,8 +104,8 @@ class BalancedView(Dataset[Any]):
     """An epoch's samples as an ordinary, longer dataset, for hosts that own their sampler.
 
     The view holds the clean samples, with each class filled up to the size of the largest, and
-    triggered and mixed samples as the configuration says. The labels are tags. Epoch and indices
-    lie in shared memory, so that persistent workers see :meth:`set_epoch`.
+    triggered and mixed samples as the configuration says. The labels are tags. What decides an
+    epoch's samples lies in shared memory, so that persistent workers see :meth:`set_epoch`.
 
     Args:
         dataset: the guarded dataset.
@@ -110,18 +115,38 @@ class BalancedView(Dataset[Any]):
     def __init__(self, dataset: GuardedDataset, epochs: EpochIndices) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
-        self.indices = epochs.shuffled(0).share_memory_()
+        self._decided = torch.zeros(3, dtype=torch.int64, device="cpu").share_memory_()
+        self._decide(0)
+
+    def _decide(self, epoch: int) -> None:
+        values = epoch, self.epochs.seed, NO_RUN if self.epochs.run is None else self.epochs.run
+        self._decided.copy_(torch.tensor(values, device="cpu"))
+
+    def _epochs_now(self) -> tuple[int, EpochIndices]:
+        """The epoch, and the indices with the seed and the run that the main process has set."""
+        epoch, seed, run = self._decided.tolist()
+        return epoch, self.epochs.drawn_with(seed, None if run == NO_RUN else run)
+
+    @property
+    def indices(self) -> Int[Tensor, "m"]:
+        """All indices of the epoch, packed with their exposures."""
+        epoch, epochs = self._epochs_now()
+        return epochs.shuffled(epoch)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.epochs)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[unpack(int(self.indices[int(index)]))]
+        return self.dataset[self._draws([index])[0]]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        packed = self.indices[torch.as_tensor(indices, device="cpu")].tolist()
-        return self.dataset.__getitems__([unpack(value) for value in packed])
+        return self.dataset.__getitems__(self._draws(indices))
+
+    def _draws(self, indices: Sequence[int]) -> list[int]:
+        epoch, epochs = self._epochs_now()
+        # Negative indices count from the end; an index out of range raises an IndexError.
+        places = np.array([range(len(self))[int(index)] for index in indices], dtype=np.int64)
+        return [unpack(packed) for packed in epochs.at(epoch, places).tolist()]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("dataset", "epochs", "indices"):
@@ -140,12 +165,11 @@ class BalancedView(Dataset[Any]):
     @property
     def epoch(self) -> int:
         """The epoch whose samples the view holds, from 0."""
-        return int(self._epoch)
+        return int(self._decided[0])
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the samples, exposures and order of an epoch, which the epoch's number decides."""
-        self._epoch.fill_(epoch)
-        self.indices.copy_(self.epochs.shuffled(epoch))
+        self._decide(epoch)
 
     def set_run(self, epochs: int | None) -> None:
         """Say how many epochs the training has, as ``protect(..., epochs=)`` does for a loader."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,15 +14,20 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cgd_wrap import functional
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
-from cgd_wrap.train.exposure import Exposure
+from cgd_wrap.train.exposure import NUMBERS, Exposure
+from cgd_wrap.train.keyed import ROUNDS, keys, permuted
 from cgd_wrap.train.place import check_state, content_hash
+from cgd_wrap.train.slots import Slots
 from cgd_wrap.train.tags import SampleTable
 
 MOST_REPEATS = 5  # most times that an epoch holds a sample
+BLOCK = 1 << 14  # indices that are made at a time where all are
+ORDER = (
+    2  # way in which seed and epoch decide the order: a saved state of another has other samples
+)
 
 
 @dataclass
@@ -85,44 +91,67 @@ class EpochIndices:
             orders=_orders.setdefault(result, Orders()),
         )
 
-    @property
-    def held(self) -> Bool[Tensor, "n"]:
-        """Samples that epochs hold; the others are held out, unreadable or left out."""
-        return self.clean | (self.times > 0)
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """Samples that no epoch holds, bool: they are held out, unreadable or not wanted."""
+        return (~(self.clean | (self.times > 0))).numpy()
+
+    @cached_property
+    @plain_torch()
+    def slots(self) -> Slots:
+        """The slots that all epochs have."""
+        return Slots.of(self.labels, self.clean, self.times, self.growth)
+
+    @cached_property
+    def _length(self) -> int:
+        return len(self.slots)
 
     def __len__(self) -> int:
-        counts = torch.bincount(self.labels[self.clean])
-        return int(functional.class_draws(counts, self.growth).sum() + self.times.sum())
+        return self._length
 
     def of(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch, clean samples first; the same on every process and machine."""
-        clean = functional.balanced_indices(
-            self.labels, self.clean, generator=self._generator(epoch), growth=self.growth
-        )
-        return torch.cat([clean, torch.arange(len(self.times)).repeat_interleave(self.times)])
+        return self._in_blocks(lambda slots: self.slots.samples(slots, _keys(self.seed, epoch)[0]))
 
     def packed(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
-        self.orders.made = True
-        indices = self.of(epoch)
-        if self.exposure is None:
-            return indices
-        balanced = len(indices) - int(self.times.sum())
-        generator = self._generator(epoch, stream=2)
-        rate = self.exposure.rate_in(epoch, self.run)
-        clean = self.exposure.over(indices[:balanced], rate, generator)
-        return torch.cat([clean, indices[balanced:]])
+        return self._in_blocks(lambda slots: self._packed(epoch, slots))
 
-    @plain_torch()
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
         """Indices of an epoch as of :meth:`packed`, in random order."""
-        packed = self.packed(epoch)
-        generator = self._generator(epoch, stream=1)
-        return packed[torch.randperm(len(packed), generator=generator)]
+        return self._in_blocks(lambda places: self.at(epoch, places))
+
+    def at(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Indices at some places of :meth:`shuffled`, int64, without the rest of the epoch."""
+        order = _keys(self.seed, epoch)[-ROUNDS:]
+        return self._packed(epoch, permuted(places, len(self), order))
+
+    def _packed(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        self.orders.made = True
+        filling, *exposing = _keys(self.seed, epoch)[:-ROUNDS]
+        indices = self.slots.samples(slots, filling)
+        if self.exposure is not None:
+            clean = slots < self.slots.balanced
+            rate = self.exposure.rate_in(epoch, self.run)
+            indices[clean] = self.exposure.over(indices[clean], slots[clean], rate, exposing)
+        return indices
+
+    def _in_blocks(self, work: Callable[[np.ndarray], np.ndarray]) -> Int[Tensor, "m"]:
+        """What some work makes of the numbers of all slots, block by block."""
+        found = np.empty(len(self), dtype=np.int64)
+        for start in range(0, len(found), BLOCK):
+            found[start : start + BLOCK] = work(np.arange(start, min(start + BLOCK, len(found))))
+        return torch.from_numpy(found)
 
     def in_run_of(self, epochs: int | None) -> EpochIndices:
         """Copy for a training of ``epochs`` epochs, which decides how many exposures each has."""
-        return replace(self, run=epochs)
+        return self.drawn_with(self.seed, epochs)
+
+    def drawn_with(self, seed: int, run: int | None) -> EpochIndices:
+        """Copy with another seed and run; slots and hash, which depend on neither, are shared."""
+        twin = copy.copy(self)
+        vars(twin).update(seed=seed, run=run)
+        return twin
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -131,7 +160,9 @@ class EpochIndices:
         Seed and run come with the state, and what was made of the indices so far doesn't count.
         """
         content = content_hash(replace(self, seed=0, run=None, orders=Orders()))
-        return {"samples": len(self.labels), "length": len(self), "content": content}
+        return {
+            "samples": len(self.labels), "length": len(self), "order": ORDER, "content": content,
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Seed and run as JSON values, and what they were saved for."""
@@ -144,12 +175,13 @@ class EpochIndices:
             CacheMismatchError: the state is of other data or another split; what differs is named.
         """
         check_state(state, self.identity)
-        return replace(self, seed=state["seed"], run=state["run"])
+        return self.drawn_with(state["seed"], state["run"])
 
-    def _generator(self, epoch: int, stream: int = 0) -> torch.Generator:
-        # SeedSequence keeps the streams apart; seed + epoch + stream would let them overlap.
-        mixed = np.random.SeedSequence((self.seed, epoch, stream)).generate_state(1, np.uint32)
-        return torch.Generator().manual_seed(int(mixed[0]))
+
+@lru_cache(maxsize=8)
+def _keys(seed: int, epoch: int) -> list[np.uint64]:
+    """Keys of an epoch: of the slots that are filled up, of the exposure, and of the order."""
+    return keys(seed, epoch, count=1 + NUMBERS + ROUNDS)
 
 
 def _exposure(table: SampleTable, config: CGDConfig) -> Exposure | None:

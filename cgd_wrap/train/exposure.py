@@ -17,19 +17,23 @@ travels with the index of a sample: see :class:`Draw`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
+import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from cgd_wrap.train.blending import blended, toned
+from cgd_wrap.train.keyed import uniform
 
 EARLY_PART = 0.5  # share of a training's epochs that are early, where nothing else is said
 INDEX_BITS = 28  # enough for 268 million samples
 LEVEL_BITS = 5
 LEVELS = 1 << LEVEL_BITS
+NUMBERS = 4  # random numbers that decide on the exposure of a sample
 TONE = 1 << (2 * INDEX_BITS + LEVEL_BITS)
 MARK = 2 * TONE  # bit 62, the highest bit that leaves an int64 positive: marks a packed index
 
@@ -81,27 +85,39 @@ class Exposure:
         return self.rate * (self.early if epoch < count else self.late)
 
     def over(
-        self, indices: Int[Tensor, "m"], rate: float, generator: torch.Generator
-    ) -> Int[Tensor, "m"]:
+        self, indices: np.ndarray, slots: np.ndarray, rate: float, keys: Sequence[np.uint64]
+    ) -> np.ndarray:
         """Choose clean samples for exposure, and pack the suspicious sample into the index of each.
 
         Args:
             indices: indices of clean samples.
+            slots: number of each sample's slot in the epoch.
             rate: share of the samples that are exposed, from :meth:`rate_in`.
-            generator: decides which samples are exposed, to which suspicious sample, how strongly.
+            keys: decide, with the slot, whether a sample is exposed, to which suspicious sample,
+                how strongly, and whether to its tone alone; NUMBERS keys.
         """
-        others = self.weight.nonzero().squeeze(1)
-        if not len(indices) or not len(others):
+        others, cumulated = self._others
+        if not len(others):
             return indices
-        chosen = torch.rand(len(indices), generator=generator) < rate
-        cumulated = self.weight[others].double().cumsum(0)
-        place = torch.rand(len(indices), generator=generator, dtype=torch.float64) * cumulated[-1]
-        other = others[torch.searchsorted(cumulated, place).clamp(max=len(others) - 1)]
-        share = torch.rand(len(indices), generator=generator)
-        tone = torch.rand(len(indices), generator=generator) < self.tone
-        share = torch.where(tone, share, self.strength * share)
-        level = (share * LEVELS).round().long().clamp(max=LEVELS - 1)
-        return torch.where(chosen & (level > 0), pack(indices, other, level, tone), indices)
+        chosen = (uniform(slots, keys[0]) < rate).nonzero()[0]
+        slots = slots[chosen]
+        place = uniform(slots, keys[1]) * cumulated[-1]
+        other = others[np.searchsorted(cumulated, place).clip(max=len(others) - 1)]
+        share, tone = uniform(slots, keys[2]), uniform(slots, keys[3]) < self.tone
+        share = np.where(tone, share, self.strength * share)
+        level = (share * LEVELS).round().astype(np.int64).clip(max=LEVELS - 1)
+        shown = level > 0
+        packed = indices.copy()
+        packed[chosen[shown]] = pack(
+            indices[chosen[shown]], other[shown], level[shown], tone[shown]
+        )
+        return packed
+
+    @cached_property
+    def _others(self) -> tuple[np.ndarray, np.ndarray]:
+        """The suspicious samples, and the sums of their weights up to each."""
+        others = self.weight.nonzero().squeeze(1)
+        return others.numpy(), self.weight[others].double().cumsum(0).numpy()
 
 
 class Draw(int):
@@ -137,14 +153,12 @@ class Draw(int):
         return (toned if self.tone else blended)(image, other, self.share)
 
 
-def pack(
-    index: Int[Tensor, "m"],
-    other: Int[Tensor, "m"],
-    level: Int[Tensor, "m"],
-    tone: Bool[Tensor, "m"],
-) -> Int[Tensor, "m"]:
+def pack(index: np.ndarray, other: np.ndarray, level: np.ndarray, tone: np.ndarray) -> np.ndarray:
     """Pack index, other index, share (in 32nds) and tone into an int64 above all plain indices."""
-    return MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
+    packed: np.ndarray = (
+        MARK | (TONE * tone) | (level << (2 * INDEX_BITS)) | (other << INDEX_BITS) | index
+    )
+    return packed
 
 
 def unpack(packed: int) -> int:

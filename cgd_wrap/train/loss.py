@@ -11,13 +11,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
-from cgd_wrap.functional import LossTerms, Normalisers, SampleWeights, cgd_loss_terms
+from cgd_wrap.functional import LossTerms, Normalisers
+from cgd_wrap.functional.loss import terms_by_share
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.batch_checks import UNTAGGED, BatchChecks, refuse_second_call
 from cgd_wrap.train.criteria import Criterion, take_apart
 from cgd_wrap.train.epoch_indices import EpochIndices
-from cgd_wrap.train.tags import SampleTable, is_tagged, tagged_index
+from cgd_wrap.train.tags import ReadTargets, SampleTable, is_tagged
 
 __all__ = ["CGDLoss", "Criterion", "clean_share"]
 
@@ -80,6 +81,7 @@ class CGDLoss(nn.Module):
         self.criterion: Any = nn.CrossEntropyLoss() if criterion is None else criterion
         self._apart = take_apart(self.criterion, table.num_classes)
         self.reduction = self._apart.reduction
+        self._clean_share = float(share.sum())
         self._checks = BatchChecks(strict=config.strict, epochs=epochs)
         self._prefix = ""
         self.register_state_dict_post_hook(_leave_out_criterion)
@@ -155,17 +157,22 @@ class CGDLoss(nn.Module):
         """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.float()
-            return self._terms(outputs, targets, self._losses(outputs, targets))
+            outputs, batch = outputs.float(), self.table.read(targets)
+            return self._terms(outputs, batch, self._own_losses(outputs, batch))
 
     def _guarded(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The parts of the loss over tagged samples, and the criterion over untagged samples."""
         self._check_classes(outputs)
         with torch.autocast(outputs.device.type, enabled=False):
-            outputs = outputs.float()
-            losses = self._losses(outputs, targets)
-            terms = self._terms(outputs, targets, losses)
-            return terms.total + self._untagged_part(outputs, targets, losses)
+            outputs, batch = outputs.float(), self.table.read(targets)
+            losses = self._own_losses(outputs, batch)
+            total = self._terms(outputs, batch, losses).total
+            # On a CPU a look costs nothing; on a GPU it would wait, and the part is 0 by itself.
+            looks = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+            if looks and bool(batch.tagged.all()):
+                return total
+            losses = self._losses(outputs, batch) if losses is None else losses
+            return total + self._untagged_part(outputs, batch, losses)
 
     def _compiled(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
         """The loss without a branch that depends on values: no graph break."""
@@ -179,79 +186,66 @@ class CGDLoss(nn.Module):
         plain = self._plain(outputs, torch.where(tagged, torch.zeros_like(targets), targets))
         return torch.where(tagged, self._guarded(outputs, targets), plain)
 
-    def _terms(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> LossTerms:
-        tagged, index = is_tagged(targets), tagged_index(targets)
+    def _terms(self, outputs: Tensor, batch: ReadTargets, losses: Tensor | None) -> LossTerms:
         table = self.table.on(outputs.device)
-        labels = table["labels"][index]
-        clean, triggered = table["clean"][index] & tagged, table["triggered"][index] & tagged
-        pull = table["guidance_weight"][index] * triggered
-        push = table["triggered_weight"][index] * triggered
-        balance = table["class_weight"][labels]
+        # Those of untagged samples carry no weight here, but may lie outside the classes.
+        labels = batch.labels.masked_fill(~batch.tagged, 0)
+        shares = table["shares"].index_select(1, batch.indices) * batch.tagged
         alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
         assert alpha is not None
         assert beta is not None
-        terms = cgd_loss_terms(
-            outputs, labels, table["teacher"][table["teacher_row"][index]], clean, triggered,
-            alpha=alpha, beta=beta,
-            temperature=self.config.temperature, epsilon=self.config.epsilon,
-            weights=SampleWeights(guidance=pull, unlearning=push),
-            clean_nll=losses * balance,
-            normalisers=self._normalisers(
-                tagged, clean * balance, labels, pull, push,
-                self._apart.weights(self.criterion, outputs),
-                over_processes=self._trains(outputs) and is_distributed(),
-            ),
+        row = table["teacher_row"].index_select(0, batch.indices)
+        terms = terms_by_share(
+            outputs, labels, table["teacher"].index_select(0, row), shares,
+            self._divisors(outputs, batch.tagged, labels, shares), alpha=alpha, beta=beta,
+            temperature=self.config.temperature, epsilon=self.config.epsilon, clean_nll=losses,
         )  # fmt: skip
         self.last_terms = LossTerms(*(term.detach() for term in terms))
         return terms
 
-    def _normalisers(
-        self,
-        tagged: Tensor,
-        clean: Tensor,
-        labels: Tensor,
-        pull: Tensor,
-        push: Tensor,
-        by_class: Tensor,
-        *,
-        over_processes: bool,
-    ) -> Normalisers:
+    def _divisors(self, outputs: Tensor, tagged: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+        """What the parts of the loss are divided by: one number for all, or one for each."""
         if self.config.normalise_by == "expectation":
-            share = self.share.to(clean.device)
             # The loss is divided by the weight of the clean samples that a batch holds on average.
             # A sum is that loss times the weight of the batch, if all its samples were clean.
-            expected = (
-                share.sum() if self.reduction == "sum" else tagged.sum() * (share * by_class).sum()
-            )
-            return Normalisers(expected, expected, expected)
-        weight = by_class[labels]
+            if self._apart.is_plain(self.criterion, outputs.shape[1]):
+                return tagged.sum() * self._clean_share
+            share = self.share.to(outputs.device)
+            if self.reduction == "sum":
+                return share.sum()
+            return tagged.sum() * (share * self._apart.weights(self.criterion, outputs)).sum()
+        weight = self._apart.weights(self.criterion, outputs)[labels]
+        clean, pull, push = shares
         counts = torch.stack(
             [*Normalisers.of_batch(clean * weight, pull, push), (tagged * weight).sum()]
         )
-        if over_processes:  # an evaluation may run on one process alone
+        if self._trains(outputs) and is_distributed():  # an evaluation may run on one process alone
             # DDP averages the gradients of the processes. With counts over all processes, divided
             # by the number of processes, the average is the gradient of the whole batch, however
             # the batch was dealt to the processes.
             dist.all_reduce(counts)
             counts = counts / dist.get_world_size()
-        *divisors, whole = counts.unbind()
         # A sum is the mean times what the criterion's mean over all these samples is divided by.
-        return Normalisers(*(d / whole if self.reduction == "sum" else d for d in divisors))
+        return counts[:3] / counts[3] if self.reduction == "sum" else counts[:3]
 
-    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _own_losses(self, outputs: Tensor, batch: ReadTargets) -> Tensor | None:
+        """The criterion's losses; None where they are the cross entropy, which needs no call."""
+        plain = self._apart.is_plain(self.criterion, outputs.shape[1])
+        return None if plain else self._losses(outputs, batch)
+
+    def _losses(self, outputs: Tensor, batch: ReadTargets) -> Tensor:
         """The criterion's loss of each sample, with the given label or the untagged target."""
-        return self._apart.losses(self.criterion, outputs, self.labels(targets))
+        return self._apart.losses(self.criterion, outputs, batch.labels)
 
-    def _untagged_part(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
+    def _untagged_part(self, outputs: Tensor, batch: ReadTargets, losses: Tensor) -> Tensor:
         """The criterion over the untagged samples of a batch; 0 if all are tagged."""
-        untagged = ~is_tagged(targets)
-        total = torch.where(untagged, losses, 0.0).sum()
+        total = losses.masked_fill(batch.tagged, 0.0).sum()
         if self.reduction == "sum":
             return total
-        labels = torch.where(untagged, targets.long(), torch.zeros_like(targets, dtype=torch.long))
+        labels = batch.labels.masked_fill(batch.tagged, 0)
         weights = self._apart.weights(self.criterion, outputs)
         # A label outside the classes is one that the criterion ignores.
-        inside = untagged & (labels >= 0)
+        inside = ~batch.tagged & (labels >= 0)
         divisor = (weights[labels.clamp(min=0)] * inside).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
+import numpy as np
 from torch.utils.data import DistributedSampler, Sampler
 
 from cgd_wrap.config import CGDConfig
@@ -14,6 +13,8 @@ from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import unpack
 from cgd_wrap.train.place import Place, check_state
+
+BLOCK = 1 << 12  # indices that are made at a time: the first ones come within milliseconds
 
 
 class BalancedSampler(Sampler[int]):
@@ -48,6 +49,7 @@ class BalancedSampler(Sampler[int]):
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
         self.epochs = epochs
+        len(epochs)  # makes the slots, which no epoch has to wait for then
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
         self.place = Place(replaced)
 
@@ -80,14 +82,11 @@ class BalancedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return SamplerPass(self)
 
-    def share_of(self, epoch: int) -> Int[Tensor, "k"]:
-        """This process' indices of an epoch in their order, packed with their exposures."""
-        indices = self.epochs.shuffled(epoch)
-        if self.num_replicas > 1:
-            total = len(self) * self.num_replicas
-            repeats = -(-total // max(len(indices), 1))
-            indices = indices.repeat(repeats)[:total][self.rank :: self.num_replicas]
-        return indices
+    def share_of(self, epoch: int, positions: range) -> list[int]:
+        """This process' indices of an epoch at some positions, packed with their exposures."""
+        places = np.asarray(positions, dtype=np.int64) * self.num_replicas + self.rank
+        found: list[int] = self.epochs.at(epoch, places % len(self.epochs)).tolist()
+        return found
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass; a restored position is kept if the epoch is its own."""
@@ -135,31 +134,35 @@ class SamplerPass(Iterator[int]):
     def __init__(self, sampler: BalancedSampler) -> None:
         self.sampler = sampler
         self.epoch, self.position = -1, 0
-        self._indices: list[int] | None = None
+        self._begun = False
+        self._block: list[int] = []  # the indices at hand that are left, last first
 
     def __next__(self) -> int:
-        place = self.sampler.place
-        if self._indices is None:
-            self.epoch, self.position = place.begin()
-            self._indices = self.sampler.share_of(self.epoch).tolist()
-        if self.position >= len(self._indices):
-            place.end()
-            raise StopIteration
-        index = self._indices[self.position]
+        index = self._block.pop() if self._block else self._first_of_next_block()
         self.position += 1
-        place.move(self.epoch, self.position)
+        self.sampler.place.move(self.epoch, self.position)
         return unpack(index)
+
+    def _first_of_next_block(self) -> int:
+        if not self._begun:
+            self._begun = True
+            self.epoch, self.position = self.sampler.place.begin()
+        end = min(self.position + BLOCK, len(self.sampler))
+        if self.position >= end:
+            self.sampler.place.end()
+            raise StopIteration
+        self._block = self.sampler.share_of(self.epoch, range(self.position, end))[::-1]
+        return self._block.pop()
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position; none before the first index."""
-        begun = self._indices is not None
-        return {"epoch": self.epoch, "position": self.position} if begun else {}
+        return {"epoch": self.epoch, "position": self.position} if self._begun else {}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Go on at a saved place of this sampler."""
         if state_dict:
             self.epoch, self.position = state_dict["epoch"], state_dict["position"]
-            self._indices = self.sampler.share_of(self.epoch).tolist()
+            self._begun, self._block = True, []
             self.sampler.place.enter(self.epoch, self.position)
 
 

@@ -7,7 +7,7 @@ loss that takes a tag for a class fails loudly.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -28,8 +28,21 @@ def is_tagged(targets: Shaped[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 
 def tagged_index(targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Index of each tagged sample in the user's dataset; 0 for untagged targets."""
-    targets = targets.long()
-    return torch.where(is_tagged(targets), targets - TAG, torch.zeros_like(targets))
+    return (targets.long() - TAG).clamp(min=0)
+
+
+class ReadTargets(NamedTuple):
+    """What a batch's targets say: which are tags, of which samples, and all labels.
+
+    Attributes:
+        tagged: whether each target is a tag.
+        indices: index of each tagged sample; 0 for untagged targets.
+        labels: given label of each tagged sample; untagged targets as they are.
+    """
+
+    tagged: Bool[Tensor, "*shape"]
+    indices: Int[Tensor, "*shape"]
+    labels: Int[Tensor, "*shape"]
 
 
 class SampleTable:
@@ -47,7 +60,9 @@ class SampleTable:
         guidance_weight: weight of the guidance, float32 [N].
         class_weight: weight of the clean samples of each class, float32 [C]; see
             :func:`~cgd_wrap.functional.split.draw_weight`.
-        teacher_row: row of ``teacher`` for triggered samples, 0 for others, int64 [N].
+        shares: weights of each sample in the loss' three parts, 0 where it has none: of a clean
+            sample its class' weight, then guidance and unlearning; float32 [3, N].
+        teacher_row: row of ``teacher`` for triggered samples, 0 for others, int32 [N].
         teacher: CLIP's logits of the triggered samples, float32 [max(T, 1), C].
     """
 
@@ -58,6 +73,7 @@ class SampleTable:
         "triggered_weight",
         "guidance_weight",
         "class_weight",
+        "shares",
         "teacher_row",
         "teacher",
     )
@@ -73,15 +89,22 @@ class SampleTable:
         guidance_weight: Float[Tensor, "n"] | None = None,
         class_weight: Float[Tensor, "classes"] | None = None,
     ) -> None:
-        rows = triggered.long().cumsum(0) - 1
+        rows = triggered.cumsum(0, dtype=torch.int32) - 1
+        if guidance_weight is None:
+            guidance_weight = triggered.float()
+        if class_weight is None:
+            class_weight = torch.ones(teacher.shape[1])
+        weights = (class_weight[labels], guidance_weight, triggered_weight)
+        masks = (clean, triggered, triggered)
         self.tensors = {
             "labels": labels,
             "clean": clean,
             "triggered": triggered,
             "triggered_weight": triggered_weight,
-            "guidance_weight": triggered.float() if guidance_weight is None else guidance_weight,
-            "class_weight": torch.ones(teacher.shape[1]) if class_weight is None else class_weight,
-            "teacher_row": torch.where(triggered, rows, torch.zeros_like(rows)),
+            "guidance_weight": guidance_weight,
+            "class_weight": class_weight,
+            "shares": torch.stack([w * m for w, m in zip(weights, masks, strict=True)]),
+            "teacher_row": rows.masked_fill_(~triggered, 0),
             "teacher": teacher if len(teacher) else teacher.new_zeros(1, teacher.shape[1]),
         }
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
@@ -141,8 +164,13 @@ class SampleTable:
 
     def decode(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Turn tagged targets into the given labels; untagged targets stay as they are."""
-        labels = self.on(targets.device)["labels"][tagged_index(targets)]
-        return torch.where(is_tagged(targets), labels, targets.long())
+        return self.read(targets).labels
+
+    def read(self, targets: Int[Tensor, "*shape"]) -> ReadTargets:
+        """Read tagged and untagged targets."""
+        tagged, index = is_tagged(targets), tagged_index(targets)
+        labels = self.on(targets.device)["labels"][index]
+        return ReadTargets(tagged, index, torch.where(tagged, labels, targets.long()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SampleTable:
         return self

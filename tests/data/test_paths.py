@@ -9,7 +9,7 @@ from dataset_zoo import (
 )
 from torch.utils.data import ConcatDataset, Subset
 
-from cgd_wrap.data.paths import image_path
+from cgd_wrap.data.paths import ImagePaths, image_path
 
 
 def test_paths(tmp_path):
@@ -25,3 +25,10 @@ def test_paths(tmp_path):
         "image", datasets.Image()
     )
     assert image_path(stored, 0) == expected
+
+
+def test_paths_of_a_table_follow_its_order_and_are_found_once():
+    names = [f"{number}.png" for number in range(6)]
+    images = datasets.Dataset.from_dict({"image": names}).cast_column("image", datasets.Image())
+    paths = ImagePaths(ConcatDataset([images, images.select([4, 1]), [(pil(0), 0)]]))
+    assert [paths.of(index) for index in range(10)] == [*names, "4.png", "1.png", None, None]

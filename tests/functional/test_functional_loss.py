@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgd_wrap import functional
+from cgd_wrap.functional.loss import _plain_sums, _Sums
 
 
 def test_loss_and_gradient_are_the_authors(golden_split, golden_loss):
@@ -113,3 +114,33 @@ def test_half_precision_outputs_are_computed_in_fp32(dtype):
     assert loss.dtype == torch.float32
     wide = functional.cgd_loss(outputs.float(), labels, clip, clean, ~clean, **options)
     assert torch.equal(loss, wide)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_gradient_that_is_written_out_is_that_of_the_formula_and_has_its_own(temperature):
+    generator = torch.Generator().manual_seed(0)
+    outputs, clip = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    shares = torch.rand(3, 6, generator=generator, dtype=torch.float64)
+    shares[:, 2] = shares[1:, 3] = 0
+    given = torch.arange(6) % 4, clip.log_softmax(dim=1), shares, temperature, 1e-6
+    outputs.requires_grad_()
+    for written, formula in zip(_Sums.apply(outputs, *given), _plain_sums(outputs, *given),
+                                strict=True):  # fmt: skip
+        torch.testing.assert_close(written, formula)
+    assert torch.autograd.gradcheck(lambda o: _Sums.apply(o, *given), outputs)
+    assert torch.autograd.gradgradcheck(lambda o: _Sums.apply(o, *given), outputs)
+
+
+def test_functions_of_torch_can_take_the_gradient():
+    outputs, clip = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    clean = torch.arange(5) < 3
+
+    def loss(given):
+        return functional.cgd_loss(
+            given, torch.arange(5) % 3, clip, clean, ~clean, alpha=1.0, beta=0.5, temperature=1.0
+        )
+
+    found = torch.func.grad(loss)(outputs)
+    leaf = outputs.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(found, leaf.grad)

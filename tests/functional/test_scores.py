@@ -101,3 +101,33 @@ def test_ranks_do_not_depend_on_the_order_of_the_samples(order):
 def test_nan_has_no_rank():
     with pytest.raises(ValueError, match="index 1"):
         functional.normalised_rank(torch.tensor([0.0, math.nan]))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(allow_nan=False), st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-52, 5e-324])
+        ),
+        max_size=40,
+    )
+)
+def test_ranks_are_those_of_a_stable_sort_for_any_floats(values):
+    """Also for scores that differ in their last digits alone, signed zeros and infinities."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    ranks = functional.normalised_rank(torch.tensor(values, dtype=torch.float64))
+    expected = {index: (place + 1) / len(values) for place, index in enumerate(order)}
+    assert ranks.tolist() == [expected[index] for index in range(len(values))]
+
+
+def test_scores_in_blocks_are_those_of_each_row(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 7, generator=generator) * 30
+    labels = torch.randint(7, (50,), generator=generator)
+    whole = functional.label_log_odds_against(logits, labels)
+    for block in (1, 21):
+        monkeypatch.setattr("cgd_wrap.functional.scores.BLOCK", block)
+        assert torch.equal(functional.label_log_odds_against(logits, labels), whole)
+    leaf = logits.requires_grad_()
+    functional.label_nll(leaf, labels).sum().backward()
+    expected = F.cross_entropy(leaf, labels, reduction="sum")
+    torch.testing.assert_close(leaf.grad, torch.autograd.grad(expected, leaf)[0])

@@ -132,3 +132,13 @@ def test_corner_weight_is_highest_where_both_signs_agree():
     torch.testing.assert_close(weight, torch.tensor([0.99**4, 0.1**4, 0.099**4, 0.0]))
     even = functional.corner_weight(clip_rank, suspicious_rank, power=0.0)
     assert even.tolist() == [1, 1, 1, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.booleans()), max_size=60))
+def test_members_are_listed_by_class_in_their_order(rows):
+    labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    chosen = torch.tensor([kept for _, kept in rows], dtype=torch.bool)
+    found = functional.members_by_class(labels, chosen)
+    for label, members in enumerate(found):
+        assert members.tolist() == [i for i, row in enumerate(rows) if row == (label, True)]
+    assert sum(map(len, found)) == int(chosen.sum())

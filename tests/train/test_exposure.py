@@ -7,6 +7,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,12 +18,14 @@ from cgd_wrap import BalancedSampler
 from cgd_wrap.data.layout import SampleLayout
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
 from cgd_wrap.train.epoch_indices import EpochIndices
-from cgd_wrap.train.exposure import Draw, Exposure, pack, unpack
+from cgd_wrap.train.exposure import NUMBERS, Draw, Exposure, pack, unpack
+from cgd_wrap.train.keyed import keys
 from cgd_wrap.train.tags import TAG
 
 SIZE = 40
 LEVEL = st.integers(1, 31)
 INDEX = st.integers(0, (1 << 28) - 1)
+KEYS = keys(0, count=NUMBERS)
 
 
 def exposure(rate: float = 1.0, strength: float = 0.5) -> Exposure:
@@ -52,13 +55,13 @@ def parts(draw: int) -> tuple[int, int | None, float, bool]:
     return int(draw), getattr(draw, "other", None), share, tone
 
 
-def plain(packed: torch.Tensor) -> list[int]:
+def plain(packed: torch.Tensor | np.ndarray) -> list[int]:
     return [int(unpack(value)) for value in packed.tolist()]
 
 
 @given(INDEX, INDEX, LEVEL, st.booleans())
 def test_a_packed_draw_is_unpacked_to_what_it_was_made_of(index, other, level, tone):
-    packed = pack(*(torch.tensor([value]) for value in (index, other, level, tone)))
+    [packed] = pack(*(np.array([value]) for value in (index, other, level, tone)))
     assert int(packed) > 0
     draw = unpack(int(packed))
     for one in (draw, pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)):
@@ -72,8 +75,8 @@ def test_a_plain_index_stays(index):
 
 
 def test_the_rate_the_strength_and_the_weights_are_kept():
-    clean = torch.arange(30).repeat(400)
-    packed = exposure(strength=0.25).over(clean, 0.3, torch.Generator().manual_seed(0))
+    clean = np.tile(np.arange(30), 400)
+    packed = exposure(strength=0.25).over(clean, np.arange(len(clean)), 0.3, KEYS)
     assert plain(packed) == clean.tolist()
     draws = [unpack(value) for value in packed.tolist()]
     others = Counter(draw.other for draw in draws if isinstance(draw, Draw))
@@ -88,9 +91,9 @@ def test_the_rate_the_strength_and_the_weights_are_kept():
 
 
 def test_some_exposures_pass_on_the_tone_alone_and_up_to_all_of_it():
-    clean = torch.arange(30).repeat(400)
+    clean = np.tile(np.arange(30), 400)
     some = replace(exposure(strength=0.25), tone=0.4)
-    draws = [unpack(v) for v in some.over(clean, 1.0, torch.Generator().manual_seed(0)).tolist()]
+    draws = [unpack(v) for v in some.over(clean, np.arange(len(clean)), 1.0, KEYS).tolist()]
     kinds = {tone: [d.share for d in draws if isinstance(d, Draw) and d.tone is tone]
              for tone in (False, True)}  # fmt: skip
     assert len(kinds[True]) / len(draws) == pytest.approx(0.4, abs=0.02)
@@ -100,9 +103,9 @@ def test_some_exposures_pass_on_the_tone_alone_and_up_to_all_of_it():
 
 def test_nothing_suspicious_exposes_nothing():
     none = Exposure(torch.zeros(SIZE), 1.0, 0.5)
-    clean = torch.arange(30)
-    assert torch.equal(none.over(clean, 1.0, torch.Generator()), clean)
-    assert torch.equal(exposure().over(clean[:0], 1.0, torch.Generator()), clean[:0])
+    clean = np.arange(30)
+    assert none.over(clean, clean, 1.0, KEYS).tolist() == clean.tolist()
+    assert exposure().over(clean[:0], clean[:0], 1.0, KEYS).tolist() == []
 
 
 def test_only_clean_draws_are_exposed_and_an_epoch_holds_the_same_samples():

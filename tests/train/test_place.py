@@ -177,3 +177,11 @@ def test_the_epoch_of_a_replaced_sampler_is_followed():
     sampler.set_epoch(3)  # the guard's own is set later: it counts
     expected.set_epoch(3)
     assert drawn(sampler) == drawn(expected)
+
+
+def test_a_state_of_the_former_orders_is_refused_by_name():
+    """Its position means other samples than the same position does now."""
+    state = BalancedSampler(epochs_of()).state_dict()
+    del state["order"]
+    with pytest.raises(CacheMismatchError, match="order: None -> 2"):
+        BalancedSampler(epochs_of()).load_state_dict(state)

@@ -139,3 +139,20 @@ def test_workers_of_a_loader_get_the_same_order():
         for n in (0, 2)
     ]
     assert torch.equal(*orders)
+
+
+def test_an_epoch_is_made_as_far_as_it_is_drawn(monkeypatch):
+    """So that it begins at once, whatever its length, and goes on anywhere."""
+    monkeypatch.setattr("cgd_wrap.train.sampler.BLOCK", 7)
+    made = []
+    whole = epochs_of().shuffled(0).tolist()
+    monkeypatch.setattr(
+        EpochIndices, "at", lambda *a, at=EpochIndices.at: made.append(len(a[2])) or at(*a)
+    )
+    assert list(islice(BalancedSampler(epochs_of()), 10)) == whole[:10]
+    assert made == [7, 7]
+    made.clear()
+    restored = BalancedSampler(epochs_of())
+    restored.load_state_dict({**restored.state_dict(), "position": len(whole) - 3})
+    assert list(restored) == whole[-3:]
+    assert made == [3]

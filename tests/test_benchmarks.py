@@ -1,0 +1,27 @@
+"""The benchmarks run, and what they compute is right; how long it takes is not tested."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from launching import run_python
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+def test_the_numbers_are_measured_and_printed_as_a_table(tmp_path):
+    options = ["--only", "split", "order", "--sizes", "2000", "--tries", "1"]
+    printed = run_python(str(BENCHMARKS / "lean_numbers.py"), *options, folder=tmp_path)
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert [row.split(" | ")[1] for row in rows[2:]] == ["2,000", "2,000"]
+    assert all(re.search(r"\d x ", row) for row in rows[2:])
+
+
+@pytest.mark.parametrize("rows", ["1", "150000"])
+def test_thresholds_by_two_passes_are_those_of_a_sort(tmp_path, rows):
+    options = ["--rows", rows, "--check"]
+    printed = run_python(str(BENCHMARKS / "streamed_thresholds.py"), *options, folder=tmp_path)
+    assert printed.splitlines()[-1] == "the same as by a sort of all scores"
