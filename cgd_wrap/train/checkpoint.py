@@ -18,6 +18,7 @@ from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.weights import hash_weights
 from cgd_wrap.randomness import set_stream_states, stream_states
 from cgd_wrap.sealed import read_sealed, write_sealed
+from cgd_wrap.train.epoch_indices import ORDER
 from cgd_wrap.train.place import content_hash
 from cgd_wrap.train.protection import Protection
 
@@ -165,6 +166,7 @@ def run_of(protection: Protection, model: nn.Module, processes: int) -> dict[str
     shapes = [(name, tuple(tensor.shape)) for name, tensor in _tensors(model).items()]
     return {
         "samples": len(result.labels),
+        "order": ORDER,
         "scan": content_hash(
             [result.labels, result.entropy_map, result.split, result.held_out, result.teacher]
         ),

@@ -25,9 +25,8 @@ from cgd_wrap.train.tags import SampleTable
 
 MOST_REPEATS = 5  # most times that an epoch holds a sample
 BLOCK = 1 << 14  # indices that are made at a time where all are
-ORDER = (
-    2  # way in which seed and epoch decide the order: a saved state of another has other samples
-)
+# Way in which seed and epoch decide the order: a saved state of another has other samples.
+ORDER = 2
 
 
 @dataclass

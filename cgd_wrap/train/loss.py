@@ -209,7 +209,8 @@ class CGDLoss(nn.Module):
             # The loss is divided by the weight of the clean samples that a batch holds on average.
             # A sum is that loss times the weight of the batch, if all its samples were clean.
             if self._apart.is_plain(self.criterion, outputs.shape[1]):
-                return tagged.sum() * self._clean_share
+                # In float32, whatever the default is.
+                return tagged.sum().float() * self._clean_share
             share = self.share.to(outputs.device)
             if self.reduction == "sum":
                 return share.sum()

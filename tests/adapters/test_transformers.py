@@ -73,7 +73,8 @@ def test_with_nothing_to_guard_a_run_is_the_unguarded_one(tmp_path, accumulation
         assert len(logged(one, key)) == (count or 2 * -(-8 // accumulation))
         assert logged(one, key) == pytest.approx(logged(other, key), rel=2e-6)
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        # AdamW makes a step of a gradient that is nothing but roundings.
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     assert torch.equal(its_stream, other_stream)
 
 
