@@ -11,6 +11,7 @@ from launching import run_python
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
 
+@pytest.mark.slow  # a process for each number
 def test_the_numbers_are_measured_and_printed_as_a_table(tmp_path):
     options = ["--only", "split", "order", "--sizes", "2000", "--tries", "1"]
     printed = run_python(str(BENCHMARKS / "lean_numbers.py"), *options, folder=tmp_path)
