@@ -153,7 +153,7 @@ def test_masks_become_sparse_and_stay_apart(pictures: Make) -> None:
     with torch.no_grad():
         before = pair.mask.eval()(images.float() / 255).mean()
     pair.train()
-    InputAware(mask_epochs=40, density=0.1).train_mask(
+    InputAware(mask_epochs=25, density=0.1).train_mask(
         pair, material, images, material.labels, torch.Generator().manual_seed(0)
     )
     masks = pair.mask(images.float() / 255)
