@@ -121,8 +121,9 @@ class Protection:
                 labels; or the criterion is no mean or sum over samples.
         """
         logger.info(
-            "Labels in guarded batches are tags. A training accuracy that compares them with "
-            "predictions is 0: take criterion.labels(targets) for them."
+            "Labels in guarded batches are tags. Mixup, CutMix and one-hot labels can't be made of "
+            "them: turn these off. A training accuracy that compares tags with predictions is 0: "
+            "take criterion.labels(targets) for them."
         )
         indices = self.epoch_indices.in_run_of(epochs)
         guarded = guarded_loader(loader, self.dataset.base, self.dataset, indices)

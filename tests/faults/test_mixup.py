@@ -202,3 +202,10 @@ def test_what_the_guide_says_of_mixup_in_the_loop_is_so(mix, guard):
     images, targets = next(iter(guard.protect(DataLoader(guard.base, 16))[0]))
     with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
         mix(images, targets)
+
+
+def test_protect_says_what_tags_do_not_bear(guard, caplog):
+    with caplog.at_level("INFO", logger="cgd_wrap"):
+        guard.protect(DataLoader(guard.base, 8, shuffle=True))
+    assert "Mixup, CutMix and one-hot labels can't be made of them: turn these off" in caplog.text
+    assert "take criterion.labels(targets)" in caplog.text
