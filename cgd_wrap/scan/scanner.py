@@ -89,9 +89,12 @@ class Scanner:
                 return UnitResults(todo[number], lacking, self.scoring, done)
 
             def done(results: UnitResults) -> None:
+                def write() -> None:
+                    results.write()
+                    units.remove(results.unit)  # not before: if memory runs out, the rest is redone
+
                 self._apply_policy(results.bad())
-                behind.start(results.write)
-                units.remove(results.unit)
+                behind.start(write)
                 bar.update(len(results.rows))
 
             self.reader.read_parts(

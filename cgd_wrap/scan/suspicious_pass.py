@@ -85,7 +85,8 @@ def trained_suspicious_pass(
 
     # All processes must agree on what is missing, since they train together.
     missing = runs.missing(numbers) if runtime.is_main else []
-    done = runtime.is_main and not missing and open_store().is_complete()
+    store = open_store() if runtime.is_main and not missing else None
+    done = store is not None and store.is_complete()
     missing, done = json.loads(runtime.share(json.dumps([missing, done])))
     if not done:
         prepare()
@@ -105,7 +106,7 @@ def trained_suspicious_pass(
             copy.load_state_dict(runs.trained(run))
         return copies
 
-    return _model_pass(load, view, open_store(), options)
+    return _model_pass(load, view, open_store() if store is None else store, options)
 
 
 def small_suspicious_pass(
