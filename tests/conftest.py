@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from hypothesis import settings
 from torch import Tensor
 from typechecking import checking
 
@@ -16,6 +17,9 @@ with checking("cgd_wrap"):
     import cgd_wrap  # noqa: F401
 
 from launching import warm_server
+
+settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
+settings.load_profile("unhurried")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

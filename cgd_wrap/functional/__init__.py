@@ -7,13 +7,13 @@ The classes of ``cgd_wrap`` hold state and call these functions. Symbols are tho
 from __future__ import annotations
 
 from cgd_wrap.functional.loss import (
-    LossTerms,
     Normalisers,
     SampleWeights,
     cgd_loss,
     cgd_loss_terms,
     doubted_teacher,
 )
+from cgd_wrap.functional.loss_terms import LossTerms
 from cgd_wrap.functional.scores import (
     auroc,
     label_log_odds_against,

@@ -64,8 +64,8 @@ class BatchChecks:
         self._seen: set[int] = set()
         self._drawn = False
 
-    def look(self, targets: Int[Tensor, "b"]) -> bool:
-        """Look at a training batch, if it is its turn; return whether the batch has no tag.
+    def look(self, targets: Int[Tensor, "b"]) -> int | None:
+        """Look at a training batch, if it is its turn; return the number of its tags, or None.
 
         Raises:
             ValueError: the batch is of another guard's data set; or, with ``strict``, it has no
@@ -74,19 +74,20 @@ class BatchChecks:
         self._steps += 1
         always = targets.device.type == "cpu" or self.strict
         if not always and (self._steps - 1) % CHECK_EVERY >= LOOKS:
-            return False
+            return None
         # On so few numbers NumPy takes a fraction of torch's time.
-        numbers = targets.detach().cpu().numpy().reshape(-1).astype(np.int64, copy=False)
-        index = numbers[numbers >= TAG] - TAG
+        numbers = targets.cpu().numpy().reshape(-1)
+        tags = numbers >= TAG
+        index = numbers[tags].astype(np.int64, copy=False) - TAG
         if len(index):
             if self.epochs is not None and int(index.max()) >= len(self.epochs.clean):
                 raise ValueError(FOREIGN.format(int(index.max()), len(self.epochs.clean)))
             self._look_for_strays(index)
-            return False
+            return len(index)
         if self.strict or not self.untagged_batches:
             self._say(UNTAGGED)
         self.untagged_batches += 1
-        return True
+        return 0
 
     def _look_for_strays(self, index: np.ndarray) -> None:
         """Notice over several batches that samples weren't drawn by the guard's sampler.
@@ -100,12 +101,14 @@ class BatchChecks:
         drawn = self.epochs.orders.made or (is_distributed() and dist.get_rank() > 0)
         if drawn != self._drawn:
             self._drawn, self._stray_batches, self._seen = drawn, 0, set()
-        strays = set((index[self.epochs.left_out[index]] if drawn else index).tolist())
-        self._stray_batches += not strays <= self._seen
-        self._seen |= strays
+        strays = index[self.epochs.left_out[index]] if drawn else index
+        if not len(strays):
+            return
+        self._stray_batches += not self._seen.issuperset(strays.tolist())
+        self._seen.update(strays.tolist())
         if self._stray_batches == STRAY_BATCHES:
             self.epochs = None  # once is enough
-            self._say(STRAY.format(min(strays)))
+            self._say(STRAY.format(int(strays.min())))
 
     def _say(self, message: str) -> None:
         if self.strict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.functional import LossTerms, Normalisers
-from cgd_wrap.functional.loss import terms_by_share
+from cgd_wrap.functional.loss_terms import terms_by_share, total_and_terms, weighed_shares
 from cgd_wrap.processes import is_distributed
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.train.batch_checks import UNTAGGED, BatchChecks, refuse_second_call
 from cgd_wrap.train.criteria import Criterion, take_apart
+from cgd_wrap.train.criterion_names import keep_names
 from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.tags import ReadTargets, SampleTable, is_tagged
 
@@ -83,10 +84,7 @@ class CGDLoss(nn.Module):
         self.reduction = self._apart.reduction
         self._clean_share = float(share.sum())
         self._checks = BatchChecks(strict=config.strict, epochs=epochs)
-        self._prefix = ""
-        self.register_state_dict_post_hook(_leave_out_criterion)
-        self.register_load_state_dict_pre_hook(_put_in_criterion)
-        self.register_load_state_dict_post_hook(_name_faults_without_criterion)
+        keep_names(self)
         self.last_terms: LossTerms | None = None
 
     @property
@@ -144,10 +142,12 @@ class CGDLoss(nn.Module):
             return self._compiled(outputs, targets, training=training)
         if training:
             refuse_second_call(outputs, targets)
-            untagged = self._checks.look(targets)
+            tags = self._checks.look(targets)
         else:
-            untagged = not bool(is_tagged(targets).any())
-        return self._plain(outputs, targets) if untagged else self._guarded(outputs, targets)
+            tags = int(is_tagged(targets).sum())
+        if tags == 0:
+            return self._plain(outputs, targets)
+        return self._guarded(outputs, targets, all_tagged=tags == len(targets))
 
     def labels(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Turn tagged targets into the given labels, for a loop's own training accuracy."""
@@ -156,23 +156,30 @@ class CGDLoss(nn.Module):
     def terms(self, outputs: Float[Tensor, "b classes"], targets: Int[Tensor, "b"]) -> LossTerms:
         """Compute the parts of the loss over the tagged samples; untagged samples don't count."""
         self._check_classes(outputs)
-        with torch.autocast(outputs.device.type, enabled=False):
+        with _in_float32(outputs.device):
             outputs, batch = outputs.float(), self.table.read(targets)
-            return self._terms(outputs, batch, self._own_losses(outputs, batch))
+            terms = terms_by_share(
+                outputs, *self._known(outputs, batch), temperature=self.config.temperature,
+                epsilon=self.config.epsilon, clean_nll=self._own_losses(outputs, batch),
+            )  # fmt: skip
+        self.last_terms = LossTerms(*(term.detach() for term in terms))
+        return terms
 
-    def _guarded(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _guarded(self, outputs: Tensor, targets: Tensor, *, all_tagged: bool = False) -> Tensor:
         """The parts of the loss over tagged samples, and the criterion over untagged samples."""
         self._check_classes(outputs)
-        with torch.autocast(outputs.device.type, enabled=False):
-            outputs, batch = outputs.float(), self.table.read(targets)
+        with _in_float32(outputs.device):
+            outputs, batch = outputs.float(), self.table.read(targets, all_tagged=all_tagged)
             losses = self._own_losses(outputs, batch)
-            total = self._terms(outputs, batch, losses).total
-            # On a CPU a look costs nothing; on a GPU it would wait, and the part is 0 by itself.
-            looks = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-            if looks and bool(batch.tagged.all()):
+            total, parts = total_and_terms(
+                outputs, *self._known(outputs, batch), temperature=self.config.temperature,
+                epsilon=self.config.epsilon, clean_nll=losses,
+            )  # fmt: skip
+            self.last_terms = LossTerms(*parts.unbind())
+            if batch.tagged is None:
                 return total
             losses = self._losses(outputs, batch) if losses is None else losses
-            return total + self._untagged_part(outputs, batch, losses)
+            return total + self._untagged_part(outputs, batch, batch.tagged, losses)
 
     def _compiled(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
         """The loss without a branch that depends on values: no graph break."""
@@ -186,39 +193,45 @@ class CGDLoss(nn.Module):
         plain = self._plain(outputs, torch.where(tagged, torch.zeros_like(targets), targets))
         return torch.where(tagged, self._guarded(outputs, targets), plain)
 
-    def _terms(self, outputs: Tensor, batch: ReadTargets, losses: Tensor | None) -> LossTerms:
-        table = self.table.on(outputs.device)
-        # Those of untagged samples carry no weight here, but may lie outside the classes.
-        labels = batch.labels.masked_fill(~batch.tagged, 0)
-        shares = table["shares"].index_select(1, batch.indices) * batch.tagged
+    def _known(self, outputs: Tensor, batch: ReadTargets) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, the teacher's logits and shares of a batch's samples, all of which may count."""
+        table, labels = self.table.on(outputs.device), batch.labels
+        shares = table["shares"].index_select(1, batch.indices)
+        if batch.tagged is not None:
+            # Those of untagged samples carry no weight here, but may lie outside the classes.
+            labels, shares = labels.masked_fill(~batch.tagged, 0), shares * batch.tagged
         alpha, beta = self.config.guidance_weight, self.config.unlearning_weight
         assert alpha is not None
         assert beta is not None
-        row = table["teacher_row"].index_select(0, batch.indices)
-        terms = terms_by_share(
-            outputs, labels, table["teacher"].index_select(0, row), shares,
-            self._divisors(outputs, batch.tagged, labels, shares), alpha=alpha, beta=beta,
-            temperature=self.config.temperature, epsilon=self.config.epsilon, clean_nll=losses,
+        shares = weighed_shares(
+            shares, self._divisors(outputs, batch.tagged, labels, shares),
+            alpha=alpha, beta=beta, temperature=self.config.temperature,
         )  # fmt: skip
-        self.last_terms = LossTerms(*(term.detach() for term in terms))
-        return terms
+        row = table["teacher_row"].index_select(0, batch.indices)
+        return labels, table["teacher"].index_select(0, row), shares
 
-    def _divisors(self, outputs: Tensor, tagged: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    def _divisors(
+        self, outputs: Tensor, tagged: Tensor | None, labels: Tensor, shares: Tensor
+    ) -> Tensor | float:
         """What the parts of the loss are divided by: one number for all, or one for each."""
         if self.config.normalise_by == "expectation":
             # The loss is divided by the weight of the clean samples that a batch holds on average.
             # A sum is that loss times the weight of the batch, if all its samples were clean.
+            # (In float32, whatever the default is.)
+            count = len(labels) if tagged is None else tagged.sum().float()
             if self._apart.is_plain(self.criterion, outputs.shape[1]):
-                # In float32, whatever the default is.
-                return tagged.sum().float() * self._clean_share
+                return count * self._clean_share or 1.0
             share = self.share.to(outputs.device)
             if self.reduction == "sum":
                 return share.sum()
-            return tagged.sum() * (share * self._apart.weights(self.criterion, outputs)).sum()
+            return count * (share * self._apart.weights(self.criterion, outputs)).sum()
         weight = self._apart.weights(self.criterion, outputs)[labels]
         clean, pull, push = shares
         counts = torch.stack(
-            [*Normalisers.of_batch(clean * weight, pull, push), (tagged * weight).sum()]
+            [
+                *Normalisers.of_batch(clean * weight, pull, push),
+                (weight if tagged is None else tagged * weight).sum(),
+            ]
         )
         if self._trains(outputs) and is_distributed():  # an evaluation may run on one process alone
             # DDP averages the gradients of the processes. With counts over all processes, divided
@@ -238,15 +251,17 @@ class CGDLoss(nn.Module):
         """The criterion's loss of each sample, with the given label or the untagged target."""
         return self._apart.losses(self.criterion, outputs, batch.labels)
 
-    def _untagged_part(self, outputs: Tensor, batch: ReadTargets, losses: Tensor) -> Tensor:
+    def _untagged_part(
+        self, outputs: Tensor, batch: ReadTargets, tagged: Tensor, losses: Tensor
+    ) -> Tensor:
         """The criterion over the untagged samples of a batch; 0 if all are tagged."""
-        total = losses.masked_fill(batch.tagged, 0.0).sum()
+        total = losses.masked_fill(tagged, 0.0).sum()
         if self.reduction == "sum":
             return total
-        labels = batch.labels.masked_fill(batch.tagged, 0)
+        labels = batch.labels.masked_fill(tagged, 0)
         weights = self._apart.weights(self.criterion, outputs)
         # A label outside the classes is one that the criterion ignores.
-        inside = ~batch.tagged & (labels >= 0)
+        inside = ~tagged & (labels >= 0)
         divisor = (weights[labels.clamp(min=0)] * inside).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
@@ -265,29 +280,8 @@ class CGDLoss(nn.Module):
         return loss
 
 
-# The criterion is the loss' submodule ``criterion``. In a checkpoint, the criterion's tensors have
-# the names that they would have without the guard, so that guarded and unguarded modules can load
-# each other's checkpoints.
-
-
-def _leave_out_criterion(
-    loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any
-) -> None:
-    """After saving: take ``criterion.`` out of the names of the saved tensors."""
-    inner = f"{prefix}criterion."
-    saved = {name: state.pop(name) for name in list(state) if name.startswith(inner)}
-    state.update({prefix + name.removeprefix(inner): value for name, value in saved.items()})
-
-
-def _put_in_criterion(loss: CGDLoss, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-    """Before loading: put ``criterion.`` into the names of the given tensors."""
-    loss._prefix, inner = prefix, f"{prefix}criterion."
-    given = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
-    state.update({inner + name.removeprefix(prefix): value for name, value in given.items()})
-
-
-def _name_faults_without_criterion(loss: CGDLoss, incompatible: Any) -> None:
-    """After loading: take ``criterion.`` out of the names of missing and unexpected tensors."""
-    prefix, inner = loss._prefix, f"{loss._prefix}criterion."
-    for names in incompatible:
-        names[:] = [prefix + n.removeprefix(inner) if n.startswith(inner) else n for n in names]
+def _in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """No mixed precision inside."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

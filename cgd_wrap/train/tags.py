@@ -35,12 +35,12 @@ class ReadTargets(NamedTuple):
     """What a batch's targets say: which are tags, of which samples, and all labels.
 
     Attributes:
-        tagged: whether each target is a tag.
+        tagged: whether each target is a tag; None: all are.
         indices: index of each tagged sample; 0 for untagged targets.
         labels: given label of each tagged sample; untagged targets as they are.
     """
 
-    tagged: Bool[Tensor, "*shape"]
+    tagged: Bool[Tensor, "*shape"] | None
     indices: Int[Tensor, "*shape"]
     labels: Int[Tensor, "*shape"]
 
@@ -166,11 +166,14 @@ class SampleTable:
         """Turn tagged targets into the given labels; untagged targets stay as they are."""
         return self.read(targets).labels
 
-    def read(self, targets: Int[Tensor, "*shape"]) -> ReadTargets:
-        """Read tagged and untagged targets."""
+    def read(self, targets: Int[Tensor, "*shape"], *, all_tagged: bool = False) -> ReadTargets:
+        """Read tagged and untagged targets; ``all_tagged`` says that all are known to be tags."""
+        known = self.on(targets.device)["labels"]
+        if all_tagged:
+            index = targets.long() - TAG
+            return ReadTargets(None, index, known[index])
         tagged, index = is_tagged(targets), tagged_index(targets)
-        labels = self.on(targets.device)["labels"][index]
-        return ReadTargets(tagged, index, torch.where(tagged, labels, targets.long()))
+        return ReadTargets(tagged, index, torch.where(tagged, known[index], targets.long()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SampleTable:
         return self

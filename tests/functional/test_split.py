@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cgd_wrap import Split, functional
@@ -114,7 +114,6 @@ def test_thresholds_that_would_overlap_are_refused(clean, triggered):
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(0, 99))
-@settings(deadline=None)
 def test_balance_keeps_every_clean_sample_and_evens_the_classes(labels, seed):
     given_labels = torch.tensor(labels)
     generator = torch.Generator().manual_seed(seed)

@@ -18,13 +18,13 @@ def order(size: int, *entropy: int) -> list[int]:
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**63), st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_an_order_holds_every_place_once(size, seed, epoch):
     assert sorted(order(size, seed, epoch)) == list(range(size))
 
 
 @given(st.integers(1, 10**12), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_part_of_an_order_can_be_had_without_the_rest(size, data):
     """Up to sizes that no list could hold."""
     places = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))

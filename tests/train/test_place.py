@@ -40,7 +40,7 @@ def passed_through_json(state):
 
 
 @given(st.integers(0, 60), st.integers(0, 4), st.integers(1, 3), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_restored_sampler_serves_what_was_left_and_then_the_next_epochs(
     position, epoch, replicas, set_by_host
 ):

@@ -92,7 +92,7 @@ def test_seeds_and_epochs_do_not_overlap():
 
 
 @given(st.integers(1, 50), st.integers(1, 7), st.booleans(), st.integers(0, 3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_replicas_share_an_epoch_out(size, replicas, drop_last, epoch):
     whole = BalancedSampler(epochs_of(size))
     parts = [

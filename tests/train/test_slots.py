@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cgd_wrap.functional import class_draws
@@ -16,7 +16,6 @@ FIRST, SECOND = keys(0, count=2)
     st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), max_size=60),
     st.sampled_from([None, 1.0, 1.5]),
 )
-@settings(deadline=None)
 def test_each_sample_has_the_slots_that_it_is_due(rows, growth):
     labels, clean, times = (
         torch.tensor([row[part] for row in rows], dtype=kind)
