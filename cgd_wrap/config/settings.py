@@ -137,11 +137,11 @@ class CGDConfig:
         "fp32", SCAN, choice("fp32", "bf16", "fp16", "amp"),
         text="Precision of CLIP's image tower.")
     suspicious_network: Literal["small", "copy"] = setting(
-        "copy", SCAN, choice("small", "copy"), paper="copy",
+        "small", SCAN, choice("small", "copy"), paper="copy",
         text="""What is trained as the suspicious model: a small network of our own, on small copies
         of the images, or a fresh copy of your model, on its own inputs.""")
     suspicious_side: int = setting(32, SCAN, count(16),
-        text="Height and width of the small copies, in pixels; each takes 3 bytes a pixel.")
+        text="Largest height and width of the small copies, in pixels, rounded down to a multiple of 32; smaller images have smaller copies. Each takes 3 bytes a pixel.")
     suspicious_epochs: int = setting(5, SCAN, count(), paper=5, text="Epochs of suspicious models.")
     suspicious_runs: int = setting(1, SCAN, count(), paper=3,
         text="Number of independent suspicious models, whose logits are averaged.")
@@ -158,7 +158,7 @@ class CGDConfig:
         text="Weight decay of the suspicious model.")
     suspicious_batch_size: int = setting(256, SCAN, count(), paper=256, source=CODE,
         text="""Samples a step of the suspicious model, over all processes. Small data sets get
-        smaller batches, so that an epoch has 16 steps.""")
+        smaller batches, so that an epoch has 64 steps.""")
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
         text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---

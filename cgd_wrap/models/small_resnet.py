@@ -36,17 +36,21 @@ def conv_block(channels_in: int, channels_out: int, *, pool: bool = False) -> nn
 
 
 def small_resnet(
-    num_classes: int, widths: tuple[int, int, int, int] = (16, 32, 64, 128)
+    num_classes: int,
+    widths: tuple[int, int, int, int] = (16, 32, 64, 128),
+    *,
+    channels: int = 3,
 ) -> nn.Sequential:
-    """A ResNet-9 for RGB images of 16 px and more, made for 32 px.
+    """A ResNet-9 for images of 16 px and more, made for 32 px.
 
     Args:
         num_classes: Number of logits, at least 1.
         widths: Channels of the stem and of the three stages. The default has 0.41 million
             parameters; (8, 16, 32, 64) has a quarter of them and is about three times as fast.
+        channels: Channels of the images.
 
     Returns:
-        A module: float images [B, 3, H, W] -> logits [B, num_classes].
+        A module: float images [B, channels, H, W] -> logits [B, num_classes].
 
     Raises:
         ValueError: `num_classes` or a width is below 1.
@@ -58,7 +62,7 @@ def small_resnet(
         )
     stem, first, second, third = widths
     return nn.Sequential(
-        conv_block(3, stem),
+        conv_block(channels, stem),
         conv_block(stem, first, pool=True),
         ResidualBlock(first),
         conv_block(first, second, pool=True),

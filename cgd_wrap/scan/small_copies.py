@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -11,12 +12,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgd_wrap.data import RawView
+from cgd_wrap.data.probes import spread
+from cgd_wrap.data.reading import read_values
 from cgd_wrap.data.views import FromRaw, in_bytes
+from cgd_wrap.errors import BadSampleError
+from cgd_wrap.models.suspicious_network import side_for
 from cgd_wrap.scan.pass_options import PassOptions
 from cgd_wrap.scan.store import UnitStore
 from cgd_wrap.scan.unit_results import Output
 
 NAME = "small"
+LOOKED_AT = 8  # images, to learn their size
 
 
 class SmallCopies(Dataset[Tensor]):
@@ -29,10 +35,21 @@ class SmallCopies(Dataset[Tensor]):
 
     def __init__(self, raw: RawView, options: PassOptions) -> None:
         self.raw, self.options = raw, options
-        self.side = options.config.suspicious_side
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    @cached_property
+    def side(self) -> int:
+        """Height and width of the copies, in pixels, by the size of a few images."""
+        some = spread(len(self.raw), LOOKED_AT)
+        options = self.options
+        found = read_values(
+            FromRaw(self.raw, [_shorter_side]), some, options.workers, options.unreadable
+        )
+        sizes = [int(one) for one in found if not isinstance(one, BadSampleError)]
+        most = options.config.suspicious_side
+        return side_for(int(np.median(sizes)) if sizes else most, most)
 
     @cached_property
     def store(self) -> UnitStore:
@@ -63,3 +80,7 @@ class SmallCopies(Dataset[Tensor]):
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 side side"]:
         unit, row = divmod(index, self.store.unit_size)
         return self._units[unit][row]
+
+
+def _shorter_side(image: Image.Image) -> Tensor:
+    return torch.tensor(min(image.size))

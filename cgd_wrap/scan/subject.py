@@ -152,7 +152,9 @@ class Subject:
         options.check_stores([*store_names(self.clip), "small", "suspicious"])
         options = replace(options, dataset=merged(options.dataset, decoder_versions()))
         given, rows = self.suspicious_model, len(raw)
-        own = self.suspicious is None and options.config.suspicious_network == "small"
+        # Data with channels of their own are no RGB images, and may carry a trigger elsewhere.
+        small = options.config.suspicious_network == "small" and inputs.own is None
+        own = self.suspicious is None and small
         copies = SmallCopies(raw, options)
         reads = own and not options.seems_finished("suspicious", rows)
         clip = clip_pass(self.clip, self.class_names, raw, options, small=copies if reads else None)

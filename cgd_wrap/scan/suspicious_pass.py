@@ -123,7 +123,7 @@ def small_suspicious_pass(
         indices: samples to train on: all that can be read.
         options: cache, device and configuration.
     """
-    network = SuspiciousNetwork(options.num_classes)
+    network = SuspiciousNetwork(options.num_classes, copies.side)
     kind = InputKind((3, copies.side, copies.side), torch.uint8)
     return trained_suspicious_pass(
         network, describe_model(network, kind), copies, {"input": list(kind.shape)},

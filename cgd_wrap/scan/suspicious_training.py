@@ -30,7 +30,7 @@ from cgd_wrap.randomness import seeded
 
 logger = escaped_logger(__name__)
 
-STEPS, SMALL_BATCH = 16, 32  # least steps an epoch, as long as batches hold 32 samples or more
+STEPS, SMALL_BATCH = 64, 32  # least steps an epoch, as long as batches hold 32 samples or more
 
 
 def train_suspicious(
