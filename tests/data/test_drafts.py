@@ -141,3 +141,18 @@ def test_bad_files_are_found_as_before(content, as_folder, tmp_path):
         reasons.append(caught.value.reason)
         assert one[0].mode == "RGB"
     assert reasons[0] == reasons[1]
+
+
+def test_a_small_trigger_is_as_plain_in_the_suspicious_models_copy():
+    """A patch of 2% of the side, in a corner."""
+    photograph = Image.new("RGB", (1600, 1200), (90, 90, 90))
+    photograph.paste((255, 255, 255), (1600 - 32, 1200 - 32, 1600, 1200))
+    target = io.BytesIO()
+    photograph.save(target, "JPEG", quality=90)
+    seen = []
+    for edge in (1200, 448, 64):
+        image = draft(Image.open(io.BytesIO(target.getvalue())), edge)
+        small = image.resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        seen.append(small.getpixel((31, 31))[0] - small.getpixel((0, 0))[0])
+    assert seen[0] > 40
+    assert min(seen) > 0.9 * seen[0]
