@@ -140,7 +140,7 @@ class CGDConfig:
         text="Precision of CLIP's image tower.")
     clip_resize: Literal["fast", "exact"] = setting(
         "fast", SCAN, choice("fast", "exact"), paper="exact", source=CODE,
-        text="""How images are shrunk for CLIP: by torch, in a third of the time ("fast"), or by
+        text="""How images are shrunk for CLIP: by torch, in half of the time ("fast"), or by
         CLIP's own preprocessing, to the bit ("exact").""")
     jpeg_edge: int | None = setting(None, SCAN, count(16, optional=True), paper=None, source=CODE,
         text="""Pixels that the shorter edge of JPEG files keeps at least, when they are decoded at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -53,6 +54,19 @@ def enlarged_exactly(
     assert images.shape[2] <= size[0]
     assert images.shape[3] <= size[1]
     return torch.cat([_resized(chunk, size, kind) for chunk in images.split(_CHUNK)])
+
+
+@lru_cache
+def pillow_agrees(kind: str) -> bool:
+    """Whether the Pillow that is installed enlarges as :func:`enlarged_exactly` does.
+
+    Its forks and later versions may round otherwise.
+    """
+    values = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    filtered = getattr(Image.Resampling, kind.upper())
+    theirs = np.array(Image.fromarray(values).resize((37, 31), filtered))
+    [ours] = enlarged_exactly(torch.from_numpy(values).permute(2, 0, 1)[None], (31, 37), kind)
+    return torch.equal(ours.permute(1, 2, 0), torch.from_numpy(theirs))
 
 
 def _resized(images: Tensor, size: tuple[int, int], kind: str) -> Tensor:
@@ -114,8 +128,21 @@ def resized_quickly(
         size: height and width to resize to.
         kind: one of ``FILTERS``.
     """
-    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # in memory channels stay last
+    _hear_torchs_warning()
+    values = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)  # in memory channels stay last
     return F.interpolate(values[None], size, mode=kind, antialias=True, align_corners=False)[0]
+
+
+@lru_cache
+def _hear_torchs_warning() -> None:
+    """Have torch warn now, in silence, that an array can't be written to; it warns only once.
+
+    The bytes that Pillow hands out are only read here, and a copy of them would take as long as a
+    tenth of the decoding.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(b"0", dtype=np.uint8))
 
 
 def size_by_shorter_edge(height: int, width: int, edge: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from cgd_wrap.data.resizing import (
     FILTERS,
     centre_of,
     enlarged_exactly,
+    pillow_agrees,
     resized_quickly,
     size_by_shorter_edge,
 )
@@ -41,6 +42,18 @@ def test_enlarging_gives_pillows_bytes(height, width, taller, wider, kind):
     size = (height + taller, width + wider)
     enlarged = enlarged_exactly(torch.stack([as_bytes(one) for one in images]), size, kind)
     assert torch.equal(enlarged, torch.stack([by_pillow(one, size, kind) for one in images]))
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_pillow_that_rounds_otherwise_is_noticed(kind, monkeypatch):
+    assert pillow_agrees(kind)
+    resize = Image.Image.resize
+
+    def off_by_one(image, size, resample):
+        return resize(image, size, resample).point(lambda value: value ^ 1)
+
+    monkeypatch.setattr(Image.Image, "resize", off_by_one)
+    assert not pillow_agrees.__wrapped__(kind)
 
 
 def test_more_images_than_are_enlarged_at_a_time():
