@@ -97,11 +97,9 @@ class _Resize:
     @classmethod
     def of(cls, steps: list[Any]) -> _Resize | None:
         """The first steps of a transform; None where they do something else."""
-        from open_clip.transform import MaybeConvertMode
         from torchvision.transforms import CenterCrop, Resize
 
-        if steps and type(steps[-1]) is MaybeConvertMode and steps[-1].mode == "RGB":
-            steps = steps[:-1]  # the image is RGB already
+        steps = [step for step in steps if not _makes_rgb(step)]  # the image is RGB already
         if [type(step) for step in steps] not in ([Resize], [Resize, CenterCrop]):
             return None
         resize, crop = steps[0], [tuple(step.size) for step in steps[1:]]
@@ -117,6 +115,16 @@ class _Resize:
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image that is scaled and not yet cropped."""
         return size_by_shorter_edge(height, width, self.size[0]) if self.by_edge else self.size
+
+
+def _makes_rgb(step: Any) -> bool:
+    """Whether a step of a transform is open_clip's conversion to RGB, under its old or new name."""
+    name = getattr(step, "__name__", type(step).__name__)
+    return (
+        getattr(step, "__module__", "") == "open_clip.transform"
+        and name in ("MaybeConvertMode", "_convert_to_rgb")
+        and getattr(step, "mode", "RGB") == "RGB"
+    )
 
 
 @dataclass(frozen=True)
