@@ -26,3 +26,13 @@ def test_thresholds_by_two_passes_are_those_of_a_sort(tmp_path, rows):
     options = ["--rows", rows, "--check"]
     printed = run_python(str(BENCHMARKS / "streamed_thresholds.py"), *options, folder=tmp_path)
     assert printed.splitlines()[-1] == "the same as by a sort of all scores"
+
+
+@pytest.mark.slow  # imports open_clip
+def test_the_ways_to_make_clips_pixels_are_measured(tmp_path):
+    options = ["--tries", "1", "--widths", "32", "640"]
+    printed = run_python(str(BENCHMARKS / "jpeg_preprocess.py"), *options, folder=tmp_path)
+    rows = [line for line in printed.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 9
+    assert sum("open_clip's own" in row for row in rows) == 2
+    assert all(re.search(r"\d x ", row) for row in rows)
