@@ -64,17 +64,22 @@ class GuardedDataset(Dataset[Any]):
 
     def _served(self, draws: Sequence[int], read: Callable[[list[int]], Any]) -> list[Any]:
         # Negative indices count from the end; an index out of range raises an IndexError.
-        indices = [range(len(self))[int(draw)] for draw in draws]
+        places = range(len(self))
+        indices = [places[int(draw)] for draw in draws]
+        plain = read(indices)
         samples = [
             self.layout.with_label(sample, TAG + index)
-            for sample, index in zip(read(indices), indices, strict=True)
+            for sample, index in zip(plain, indices, strict=True)
         ]
         exposed = [(i, draw) for i, draw in enumerate(draws) if isinstance(draw, Draw)]
         if exposed:
-            with kept_rng():  # the user's augmentation goes on as if no other had been read
-                others = read([draw.other for _, draw in exposed])
-            for (i, draw), other in zip(exposed, others, strict=True):
-                samples[i] = self._exposed(samples[i], other, draw)
+            others = dict(zip(indices, plain, strict=True))
+            missing = list({draw.other: None for _, draw in exposed if draw.other not in others})
+            if missing:
+                with kept_rng():  # the user's augmentation goes on as if no other had been read
+                    others.update(zip(missing, read(missing), strict=True))
+            for i, draw in exposed:
+                samples[i] = self._exposed(samples[i], others[draw.other], draw)
         return samples
 
     def _exposed(self, sample: Any, other: Any, draw: Draw) -> Any:
