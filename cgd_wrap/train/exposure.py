@@ -20,13 +20,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from cgd_wrap.train.blending import blended, toned
 from cgd_wrap.train.keyed import uniform
 
 EARLY_PART = 0.5  # share of a training's epochs that are early, where nothing else is said
@@ -194,13 +192,6 @@ class Draw(int):
     def __getnewargs__(self) -> tuple[int, int, float, bool]:  # type: ignore[override]
         """Give pickle the arguments of :meth:`__new__`, so that draws can be sent to workers."""
         return int(self), self.other, self.share, self.tone
-
-    def shown(self, image: Any, other: Any) -> Any:
-        """Blend the other image, or its tone, into the sample's image.
-
-        See :func:`~cgd_wrap.train.blending.blended` and :func:`~cgd_wrap.train.blending.toned`.
-        """
-        return (toned if self.tone else blended)(image, other, self.share)
 
 
 def pack(index: np.ndarray, other: np.ndarray, level: np.ndarray, tone: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cgd_wrap.train.blending import blended, toned
-from cgd_wrap.train.exposure import Draw
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ from cgd_wrap.train.exposure import Draw
 @pytest.mark.parametrize("tone", [False, True])
 def test_what_comes_of_two_images_has_the_kind_of_the_first(make, other_size, tone):
     image, other = make(100, 6, 8), make(200, *other_size)
-    mixed = Draw(0, 1, 0.25, tone).shown(image, other)
+    mixed = (toned if tone else blended)(image, other, 0.25)
     assert type(mixed) is type(image)
     values, original = np.asarray(mixed), np.asarray(image)
     assert values.shape == original.shape
