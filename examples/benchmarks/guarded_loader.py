@@ -33,8 +33,8 @@ from cgd_wrap.train.dataset import GuardedDataset
 from cgd_wrap.train.protection import Protection
 
 SIDE, CLASSES = 64, 10
-HEAD = """| samples | workers | plain: median | guarded: median | ratio: min / median / max | reads a sample |
-|---|---|---|---|---|---|"""
+HEAD = """| samples | workers | plain, guarded: median a sample | ratio: min / median / max | reads a sample |
+|---|---|---|---|---|"""
 
 
 class Files(datasets.ImageFolder):
@@ -43,11 +43,13 @@ class Files(datasets.ImageFolder):
     def __init__(self, root: str) -> None:
         super().__init__(
             root,
-            transforms.Compose([
-                transforms.RandomCrop(SIDE, padding=SIDE // 8),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-            ]),
+            transforms.Compose(
+                [
+                    transforms.RandomCrop(SIDE, padding=SIDE // 8),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                ]
+            ),
         )
         self.reads = 0
 
@@ -119,12 +121,14 @@ def row(name: str, base: Any, workers: int, args: argparse.Namespace) -> str:
     served(plain)
     times: list[tuple[float, float]] = []
     for _ in range(args.tries):  # by turns, so that both meet the same load of the machine
-        once = [seconds_of(lambda loader=loader: served(loader), 1)[0] for loader in (plain, guarded)]
+        once = [
+            seconds_of(lambda loader=loader: served(loader), 1)[0] for loader in (plain, guarded)
+        ]
         times.append((once[0] / lengths[0], once[1] / lengths[1]))
     ratios = sorted(mine / theirs for theirs, mine in times)
     medians = [shown(statistics.median(column)) for column in zip(*times, strict=True)]
     between = " / ".join(f"{r:.3f}" for r in (ratios[0], statistics.median(ratios), ratios[-1]))
-    return f"| {name} | {workers} | {medians[0]} | {medians[1]} | {between} | {reads} |"
+    return f"| {name} | {workers} | {medians[0]}, {medians[1]} | {between} | {reads} |"
 
 
 def main() -> int:
