@@ -40,11 +40,11 @@ def blends(
         alike.setdefault(_kind(image) or i, []).append(i)
     found = list(images)
     for kind, places in alike.items():
-        columns = [[column[i] for i in places] for column in (images, others, shares)]
+        some = ([column[i] for i in places] for column in (images, others, shares))
         if isinstance(kind, int):
-            made = [(toned if tone else blended)(*(column[0] for column in columns))]
+            made = list(map(toned if tone else blended, *some))
         else:
-            made = _combined(*columns, _moved if tone else _mixed)
+            made = _combined(_moved if tone else _mixed, *some)
         for i, image in zip(places, made, strict=True):
             found[i] = image
     return found
@@ -75,7 +75,7 @@ def blended(image: Any, other: Any, share: float) -> Any:
         picture = _picture(image)
         shone = to_rgb(other).convert(picture.mode).resize(picture.size, Image.Resampling.BILINEAR)
         return Image.blend(picture, shone, share)
-    return _combined([image], [other], [share], _mixed)[0] if _kind(image) else image
+    return _combined(_mixed, [image], [other], [share])[0] if _kind(image) else image
 
 
 def toned(image: Any, other: Any, share: float) -> Any:
@@ -96,7 +96,7 @@ def toned(image: Any, other: Any, share: float) -> Any:
         picture = _picture(image)
         source = to_rgb(other).convert(picture.mode)
         return Image.fromarray(toned(np.array(picture), np.array(source), share))
-    return _combined([image], [other], [share], _moved)[0] if _kind(image) else image
+    return _combined(_moved, [image], [other], [share])[0] if _kind(image) else image
 
 
 def _mixed(images: Images, others: Images, shares: list[float]) -> Images:
@@ -157,10 +157,10 @@ def _picture(image: Image.Image) -> Image.Image:
 
 
 def _combined(
+    combine: Callable[[Images, Images, list[float]], Images],
     images: list[Any],
     others: list[Any],
     shares: list[float],
-    combine: Callable[[Images, Images, list[float]], Images],
 ) -> list[Any]:
     """Combine tensors or arrays of one kind with others; the results have that kind and range."""
     firsts = [torch.as_tensor(image) for image in images]

@@ -10,8 +10,12 @@ suspicious image (mean and spread of each channel), as in colour transfer (Reinh
 Transfer between Images", 2001), and nothing of what the suspicious image shows.
 
 Which images are blended is decided with the order of an epoch, not when an image is read. The
-choice is therefore the same on every process, for any number of workers, and after a resume. It
-travels with the index of a sample: see :class:`Draw`.
+choice is therefore the same on every process, for any number of workers, and after a resume,
+however the order is cut into batches. It travels with the index of a sample: see :class:`Draw`.
+
+The suspicious image mostly lies near in the order, in the window of the clean draw (see
+:mod:`cgd_wrap.train.order`): a batch then holds it already, and no second image is read. A host
+that shuffles anew, or deals neighbours to several processes, has to read it.
 """
 
 from __future__ import annotations
@@ -99,7 +103,8 @@ class Exposure:
             near: suspicious draws that lie near each sample in the epoch's order.
             rate: share of the samples that are exposed, from :meth:`rate_in`.
             keys: decide, with the slot, whether a sample is exposed, to which suspicious sample,
-                how strongly, and whether to its tone alone; NUMBERS keys.
+                how strongly, and whether to its tone alone; and, with the window, to which
+                suspicious sample from anywhere; NUMBERS keys.
         """
         if not len(self._others[0]):
             return indices
@@ -122,7 +127,7 @@ class Exposure:
         """A suspicious sample for each of the chosen samples, by a random number in [0, 1)."""
         others, cumulated = self._others
         places = uniform(near.window[chosen] // SHARING, key) * cumulated[-1]
-        found = others[np.searchsorted(cumulated, places).clip(max=len(others) - 1)]
+        found: np.ndarray = others[np.searchsorted(cumulated, places).clip(max=len(others) - 1)]
         ends = near.chances.cumsum(axis=1)
         row = near.row[chosen]
         pick = (ends[row] <= number[:, None]).sum(axis=1)
@@ -165,7 +170,9 @@ class Near:
         sample is expected as often as its weight says, whatever its neighbours are.
         """
         rest = self.weight.sum(axis=1, keepdims=True) - self.weight
-        return self.weight / np.maximum(rest + self.heaviest, np.finfo(np.float64).tiny)
+        least = np.finfo(np.float64).tiny  # where no draw has a weight
+        chances: np.ndarray = self.weight / np.maximum(rest + self.heaviest, least)
+        return chances
 
 
 class Draw(int):

@@ -15,7 +15,9 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,11 @@ from cgd_wrap.train.dataset import GuardedDataset
 from cgd_wrap.train.protection import Protection
 
 SIDE, CLASSES = 64, 10
-HEAD = """| samples | workers | plain, guarded: median a sample | ratio: min / median / max | reads a sample |
-|---|---|---|---|---|"""
+COLUMNS = (
+    "samples", "workers", "plain: median", "guarded: median", "ratio: min / median / max",
+    "reads a sample",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 class Files(datasets.ImageFolder):
@@ -100,6 +105,24 @@ def scanned(labels: list[int], poison: float) -> ScanResult:
     return replace(result, teacher=torch.randn(int(result.split.triggered.sum()), CLASSES))
 
 
+def drained(loader: DataLoader[Any]) -> None:
+    """Serve an epoch."""
+    for _ in loader:
+        pass
+
+
+def seconds_a_sample(loaders: Sequence[DataLoader[Any]]) -> list[float]:
+    """Seconds a sample of each loader, by turns, so that all meet the same load of the machine.
+
+    The turns are batches; or epochs, where workers would read on in the turn of another loader.
+    """
+    if loaders[0].num_workers:
+        return [seconds_of(partial(drained, one), 1)[0] / len(one.sampler) for one in loaders]
+    passes, steps = [iter(loader) for loader in loaders], min(map(len, loaders)) - 1
+    turns = [[seconds_of(one.__next__, 1)[0] for one in passes] for _ in range(steps)]
+    return [sum(column) / (steps * loaders[0].batch_size) for column in zip(*turns, strict=True)]
+
+
 def row(name: str, base: Any, workers: int, args: argparse.Namespace) -> str:
     """Measure both loaders of a dataset, and give the row of the table."""
     result = scanned(base.targets, args.poison)
@@ -109,26 +132,14 @@ def row(name: str, base: Any, workers: int, args: argparse.Namespace) -> str:
     )  # fmt: skip
     parts = Protection(result, result.config, GuardedDataset(base, SampleLayout(0, 1)))
     guarded, _ = parts.protect(plain, None, None)
-    lengths = [len(loader.sampler) for loader in (plain, guarded)]  # type: ignore[arg-type]
-
-    def served(loader: DataLoader[Any]) -> None:
-        for _ in loader:
-            pass
-
     base.reads = 0
-    served(guarded)
-    reads = "–" if workers else f"{base.reads / lengths[1]:.3f}"  # workers count for themselves
-    served(plain)
-    times: list[tuple[float, float]] = []
-    for _ in range(args.tries):  # by turns, so that both meet the same load of the machine
-        once = [
-            seconds_of(lambda loader=loader: served(loader), 1)[0] for loader in (plain, guarded)
-        ]
-        times.append((once[0] / lengths[0], once[1] / lengths[1]))
+    served = sum(len(targets) for _, targets in guarded)
+    reads = "–" if workers else f"{base.reads / served:.3f}"  # workers count for themselves
+    times = [seconds_a_sample((plain, guarded)) for _ in range(args.tries)]
     ratios = sorted(mine / theirs for theirs, mine in times)
     medians = [shown(statistics.median(column)) for column in zip(*times, strict=True)]
     between = " / ".join(f"{r:.3f}" for r in (ratios[0], statistics.median(ratios), ratios[-1]))
-    return f"| {name} | {workers} | {medians[0]}, {medians[1]} | {between} | {reads} |"
+    return f"| {name} | {workers} | {medians[0]} | {medians[1]} | {between} | {reads} |"
 
 
 def main() -> int:
