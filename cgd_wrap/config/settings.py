@@ -97,8 +97,8 @@ class CGDConfig:
     # --- which samples an epoch holds ---
     exposure_rate: float = setting(0.7, SAMPLES, _SHARE, paper=0.0,
         text="""Share of the clean draws that show a suspicious image, too: it is blended in, or its
-        tone is taken on, while the label stays, so that a trigger says nothing of the label. Each
-        such draw reads a second sample.""")
+        tone is taken on, while the label stays, so that a trigger says nothing of the label.
+        The image mostly comes from the same batch, where the host keeps the order.""")
     exposure_strength: float = setting(0.65, SAMPLES, number(0, 1, below=True),
         text="Largest share of the suspicious image in a blend.")
     tone_exposure: float = setting(0.5, SAMPLES, _SHARE,
