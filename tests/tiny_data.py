@@ -110,14 +110,19 @@ def quick_config(**changes: Any) -> CGDConfig:
     return CGDConfig(**(quick | changes))
 
 
-def reads_of(indices: EpochIndices, epochs: int) -> Tensor:
-    """How often each sample is read in the first so many epochs, blended in or not; int64 [N]."""
+def reads_of(indices: EpochIndices, epochs: int, batch_size: int) -> Tensor:
+    """How often each sample is read in the first so many epochs, drawn or blended in; int64 [N].
+
+    What is blended in is read beside its batch only if the batch doesn't hold it.
+    """
     counts = torch.zeros(len(indices.labels), dtype=torch.int64)
     for epoch in range(epochs):
-        for draw in map(unpack, indices.packed(epoch).tolist()):
-            counts[draw] += 1
-            if isinstance(draw, Draw):
-                counts[draw.other] += 1
+        draws = [unpack(packed) for packed in indices.shuffled(epoch).tolist()]
+        for start in range(0, len(draws), batch_size):
+            batch = draws[start : start + batch_size]
+            others = {draw.other for draw in batch if isinstance(draw, Draw)}
+            for index in [*batch, *others.difference(batch)]:
+                counts[index] += 1
     return counts
 
 

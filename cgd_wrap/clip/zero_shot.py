@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cgd_wrap.clip.loading import RGBFirst, load_model, load_tokenizer
+from cgd_wrap.clip.preprocessing import Preprocessing, in_two_steps
 from cgd_wrap.clip.prompts import fill, resolve_prompts, warn_truncated
 from cgd_wrap.clip.weights import locate
 from cgd_wrap.errors import ClipLoadError
@@ -151,26 +152,9 @@ class OpenClipZeroShot(nn.Module):
         super().train(False)
         return self
 
-    def preprocess_in_two(self) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
-        """Take the preprocessing apart, so that images travel as bytes from worker to device.
-
-        Returns:
-            A function of one PIL image, and one of a batch of what it gives. Together they give
-            the same values as ``preprocess``. The second does nothing where the last steps of the
-            transform aren't known ones.
-        """
-        from torchvision import transforms
-
-        *first, to_tensor, normalise = getattr(
-            self.preprocess.transform, "transforms", [None, None]
-        )
-        if not (
-            isinstance(to_tensor, transforms.ToTensor)
-            and isinstance(normalise, transforms.Normalize)
-        ):
-            return self.preprocess, lambda images: images
-        to_bytes = RGBFirst(transforms.Compose([*first, transforms.PILToTensor()]))
-        return to_bytes, lambda images: normalise(images.float().div(255))
+    def preprocess_in_two(self, *, fast: bool = False) -> Preprocessing:
+        """Take the preprocessing apart: see :func:`~cgd_wrap.clip.preprocessing.in_two_steps`."""
+        return in_two_steps(self.preprocess, fast=fast, device=self.class_matrix.device)
 
     @torch.no_grad()
     def features(

@@ -60,3 +60,13 @@ def _is_prompts(value: Any) -> bool:
         return "{}" in value or value in ("openai", "simple")
     texts = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
     return texts and len(value) > 0 and all("{}" in text for text in value)
+
+
+def misordered(triggered: float, clean: float, slow: float | None) -> list[str]:
+    """Say which thresholds of the split would let its parts overlap."""
+    faults = []
+    if triggered > clean:
+        faults.append("sigma_triggered must not exceed sigma_clean, or the splits overlap")
+    if slow is not None and slow < clean:
+        faults.append("sigma_slow must not be below sigma_clean: raise it, too, or pass None")
+    return faults

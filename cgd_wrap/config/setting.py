@@ -92,6 +92,15 @@ def settings_of(config: Any) -> dict[str, Setting]:
     }
 
 
+def faults_in(config: Any, settings: Mapping[str, Setting]) -> list[str]:
+    """Name each setting of a configuration whose value isn't allowed, and say what is."""
+    return [
+        f"{name}={getattr(config, name)!r} must be {found.expected}"
+        for name, found in settings.items()
+        if not found.accepts(getattr(config, name))
+    ]
+
+
 def attributes_section(settings: Mapping[str, Setting]) -> str:
     """The settings as the ``Attributes:`` section of a class' docstring, stage by stage."""
     ordered = [

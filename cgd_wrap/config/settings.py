@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cgd_wrap.config import presets, reading
 from cgd_wrap.config.calibration import Calibration
-from cgd_wrap.config.checks import choice, count, flag, number, prompt_templates
+from cgd_wrap.config.checks import choice, count, flag, misordered, number, prompt_templates
 from cgd_wrap.config.setting import (
     EVERYWHERE,
     FIT,
@@ -19,11 +19,13 @@ from cgd_wrap.config.setting import (
     SCAN,
     SPLIT,
     attributes_section,
+    faults_in,
     setting,
     settings_of,
 )
 
 _POSITIVE = number(0, float("inf"), above=True, below=True)
+_OPTIONAL_POSITIVE = number(0, float("inf"), above=True, below=True, optional=True)
 _AT_LEAST_0 = number(0, float("inf"), below=True)
 _WEIGHT = number(0, float("inf"), below=True, optional=True)
 _GROWTH = number(1, float("inf"), below=True, optional=True)
@@ -95,8 +97,8 @@ class CGDConfig:
     # --- which samples an epoch holds ---
     exposure_rate: float = setting(0.7, SAMPLES, _SHARE, paper=0.0,
         text="""Share of the clean draws that show a suspicious image, too: it is blended in, or its
-        tone is taken on, while the label stays, so that a trigger says nothing of the label. Each
-        such draw reads a second sample.""")
+        tone is taken on, while the label stays, so that a trigger says nothing of the label.
+        The image mostly comes from the same batch, where the host keeps the order.""")
     exposure_strength: float = setting(0.65, SAMPLES, number(0, 1, below=True),
         text="Largest share of the suspicious image in a blend.")
     tone_exposure: float = setting(0.5, SAMPLES, _SHARE,
@@ -136,6 +138,13 @@ class CGDConfig:
     clip_precision: Literal["fp32", "bf16", "fp16", "amp"] = setting(
         "fp32", SCAN, choice("fp32", "bf16", "fp16", "amp"),
         text="Precision of CLIP's image tower.")
+    clip_resize: Literal["fast", "exact"] = setting(
+        "fast", SCAN, choice("fast", "exact"), paper="exact", source=CODE,
+        text="""How images are shrunk for CLIP: by torch, in half of the time ("fast"), or by
+        CLIP's own preprocessing, to the bit ("exact").""")
+    jpeg_edge: int | None = setting(None, SCAN, count(16, optional=True), paper=None, source=CODE,
+        text="""Pixels that the shorter edge of JPEG files keeps at least, when they are decoded at
+        a reduced scale: sooner, but to other images. None decodes them whole.""")
     suspicious_network: Literal["small", "copy"] = setting(
         "small", SCAN, choice("small", "copy"), paper="copy",
         text="""What is trained as the suspicious model: a small network of our own, on small copies
@@ -162,8 +171,7 @@ class CGDConfig:
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
         text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---
-    tolerance: float | None = setting(
-        None, FIT, number(0, float("inf"), above=True, below=True, optional=True), paper=1.0,
+    tolerance: float | None = setting(None, FIT, _OPTIONAL_POSITIVE, paper=1.0,
         text="""Training stops when clean accuracy on the held-out part has fallen by more than this
         many percentage points below its best. None measures without stopping, as a schedule that
         starts at a high learning rate needs.""")
@@ -177,8 +185,7 @@ class CGDConfig:
         "cosine", FIT, choice("cosine", "constant"), paper="constant",
         text="""Learning rate schedule: "cosine" rises over the first tenth of the steps and then
         falls to 0.""")
-    max_gradient_norm: float | None = setting(
-        1.0, FIT, number(0, float("inf"), above=True, below=True, optional=True), paper=None,
+    max_gradient_norm: float | None = setting(1.0, FIT, _OPTIONAL_POSITIVE, paper=None,
         text="""Longer gradients are cut to this norm. A converged model that unlearns meets sudden
         steep slopes. None cuts nothing.""")
     max_batches_per_epoch: int | None = setting(
@@ -215,17 +222,10 @@ class CGDConfig:
             object.__setattr__(self, "prompts", tuple(self.prompts))
         if isinstance(self.calibration, Mapping):
             object.__setattr__(self, "calibration", Calibration.from_dict(self.calibration))
-        faults = [
-            f"{name}={getattr(self, name)!r} must be {found.expected}"
-            for name, found in SETTINGS.items()
-            if not found.accepts(getattr(self, name))
-        ]
+        faults = faults_in(self, SETTINGS)
         if not isinstance(self.calibration, Calibration):
             faults.append(f"calibration={self.calibration!r} must be a Calibration or a mapping")
-        if not faults and self.sigma_triggered > self.sigma_clean:
-            faults.append("sigma_triggered must not exceed sigma_clean, or the splits overlap")
-        if not faults and self.sigma_slow is not None and self.sigma_slow < self.sigma_clean:
-            faults.append("sigma_slow must not be below sigma_clean: raise it, too, or pass None")
+        faults = faults or misordered(self.sigma_triggered, self.sigma_clean, self.sigma_slow)
         if faults:
             raise ValueError("CGDConfig: " + "; ".join(faults))
 

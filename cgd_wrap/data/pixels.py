@@ -84,7 +84,7 @@ def as_rgb(value: object, scales: Mapping[str, float] | None = None) -> Image.Im
     if not is_image(value):
         raise TypeError(f"expected an image (PIL image, array or tensor), got {describe(value)}")
     if isinstance(value, (bytes, Mapping)):
-        with _open_encoded(value) as image:
+        with open_encoded(value) as image:
             return to_rgb(image, scales)
     array = as_array(value)
     assert array is not None
@@ -217,7 +217,8 @@ def _is_encoded(value: object) -> bool:
     return isinstance(value, bytes)
 
 
-def _open_encoded(value: bytes | Mapping[str, object]) -> Image.Image:
+def open_encoded(value: bytes | Mapping[str, object]) -> Image.Image:
+    """Open an image file, from its bytes or as an undecoded column holds it, without decoding."""
     data = value if isinstance(value, bytes) else value["bytes"]
     if isinstance(data, bytes):
         return Image.open(BytesIO(data))

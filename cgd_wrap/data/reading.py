@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -168,7 +169,7 @@ class SampleReader:
             batch_sampler=batches,
             num_workers=count,
             pin_memory=pin,
-            collate_fn=stacked,
+            collate_fn=partial(stacked, alike=getattr(self.view, "alike", ())),
             timeout=min(self.workers.timeout or LOOK, LOOK) if count else 0,
             generator=torch.Generator(),  # or the loader draws from the user's global one
         )

@@ -69,7 +69,7 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 def readable(dataset: Any) -> Any:
     """Copy a dataset so that an unreadable file raises an error instead of being skipped."""
-    return _rebuild(dataset, lambda leaf, direct: ReaderImages(leaf) if is_timm(leaf) else leaf)
+    return rebuilt(dataset, lambda leaf, direct: ReaderImages(leaf) if is_timm(leaf) else leaf)
 
 
 def checked(dataset: Any) -> Any:
@@ -92,7 +92,7 @@ def checked(dataset: Any) -> Any:
         known = is_image_transform(name, value) and callable(value)
         return SizeChecked(value) if known else value
 
-    return _rebuild(dataset, change, replace)
+    return rebuilt(dataset, change, replace)
 
 
 def untransformed(
@@ -122,7 +122,7 @@ def untransformed(
         stripped = name in others or is_image_transform(name, value)
         return fill if stripped and value is not None else value
 
-    return _rebuild(dataset, change, replace)
+    return rebuilt(dataset, change, replace)
 
 
 def watched(dataset: Any, seen: defaultdict[str, list[bool]]) -> Any:
@@ -136,7 +136,7 @@ def watched(dataset: Any, seen: defaultdict[str, list[bool]]) -> Any:
     def replace(name: str, value: Any) -> Any:
         return Watched(value, name, seen) if may_be_image_transform(name, value) else value
 
-    return _rebuild(dataset, lambda leaf, direct: leaf, replace)
+    return rebuilt(dataset, lambda leaf, direct: leaf, replace)
 
 
 def image_column(table: Any, image: int | str) -> str:
@@ -187,7 +187,7 @@ class ReaderImages(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         dataset = self.dataset
         source, target, *features = dataset.reader[int(index)]
-        image = source.read() if dataset.load_bytes else _decoded(source)
+        image = source.read() if dataset.load_bytes else self.decoded(source)
         mode = None if dataset.load_bytes else getattr(dataset, "input_img_mode", "RGB")
         if mode and dataset.transform is not None:
             image = image.convert(mode)
@@ -199,18 +199,21 @@ class ReaderImages(Dataset[Any]):
             target = dataset.target_transform(target)
         return (image, target, *(features if dataset.additional_features else ()))
 
+    def decoded(self, source: Any) -> Image.Image:
+        """Decode the image in an open file, and close the file, also if it holds no image."""
+        if isinstance(source, Image.Image):
+            return source
+        with source:
+            image = self.opened(source)
+            image.load()
+        return image
 
-def _decoded(source: Any) -> Image.Image:
-    """Decode the image in an open file, and close the file, also if it holds no image."""
-    if isinstance(source, Image.Image):
-        return source
-    with source:
-        image = Image.open(source)
-        image.load()
-    return image
+    def opened(self, source: Any) -> Image.Image:
+        """Open an image without decoding it."""
+        return Image.open(source)
 
 
-def _rebuild(
+def rebuilt(
     dataset: Any,
     change: Callable[[Any, bool], Any],
     replace: Callable[[str, Any], Any] = lambda name, value: value,
@@ -238,7 +241,7 @@ def _rebuild(
     path = above | {id(dataset)}
 
     def follow(child: Any) -> Any:
-        return _rebuild(child, change, replace, direct=below, above=path)
+        return rebuilt(child, change, replace, direct=below, above=path)
 
     updates: dict[str, Any] = {}
     for name, value in attributes.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,9 +14,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgd_wrap.data.drafts import draft, drafted
 from cgd_wrap.data.failures import bad_sample
 from cgd_wrap.data.layout import SampleLayout
-from cgd_wrap.data.pixels import RESIZED_TO, as_rgb, check_finite, check_size, describe, is_image
+from cgd_wrap.data.pixels import (
+    RESIZED_TO,
+    as_rgb,
+    check_finite,
+    check_size,
+    describe,
+    is_image,
+    open_encoded,
+)
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.raw_source import raw_source
 from cgd_wrap.data.reading import read_values
@@ -66,9 +76,23 @@ class RawImages(Dataset[Image.Image]):
         fatal: Collection[int] = (),
     ) -> None:
         self.dataset, self.layout, self.resized_to = dataset, layout, resized_to
+        self.edge: int | None = None
         with kept_rng():
             self.source, self.scales = raw_source(dataset, layout, fatal)
         self.samples = Samples(dataset, self.source)
+
+    def drafted(self, edge: int | None) -> RawImages:
+        """The same images, of which large JPEG files are decoded at a reduced scale.
+
+        Args:
+            edge: as for :func:`~cgd_wrap.data.drafts.drafted`; None for the images as they are.
+        """
+        if edge is None:
+            return self
+        view = copy.copy(self)
+        view.edge, view.source = edge, drafted(self.source, edge)
+        view.samples = Samples(self.dataset, view.source)
+        return view
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -83,11 +107,17 @@ class RawImages(Dataset[Image.Image]):
         try:
             if isinstance(image, Image.Image):
                 check_size(*image.size, self.resized_to)
-            rgb = as_rgb(image, self.scales)
+            rgb = self._rgb(image)
             check_size(*rgb.size, self.resized_to)
         except Exception as error:
             raise bad_sample(error, index, self.dataset) from error
         return rgb
+
+    def _rgb(self, image: Any) -> Image.Image:
+        if self.edge is None or not isinstance(image, (bytes, Mapping)):
+            return as_rgb(image, self.scales)
+        with open_encoded(image) as opened:
+            return as_rgb(draft(opened, self.edge), self.scales)
 
 
 class FromRaw(Dataset[tuple[Tensor, ...]]):
@@ -95,11 +125,16 @@ class FromRaw(Dataset[tuple[Tensor, ...]]):
 
     Args:
         raw: gives RGB images by index.
-        functions: RGB image -> tensor.
+        functions: RGB image -> tensor. A function whose tensors may differ in shape has a method
+            ``alike``, tensor -> tensor of the one shape: it is used where a batch's differ.
+
+    Attributes:
+        alike: this method of each function, or None.
     """
 
     def __init__(self, raw: RawView, functions: Sequence[Callable[[Any], Tensor]]) -> None:
         self.raw, self.functions = raw, functions
+        self.alike = [getattr(function, "alike", None) for function in functions]
 
     def __len__(self) -> int:
         return len(self.raw)

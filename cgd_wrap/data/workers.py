@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from cgd_wrap.errors import BadSampleError, CGDError
 LOOK = 5.0  # seconds without a sample after which the workers are looked at
 NOBODY = -1.0  # in a worker's notes: it is at no sample
 
+Alike = Callable[[Tensor], Tensor]
 Sample = tuple[int, Any]  # index, and the value or the BadSampleError of reading it
 BadSamples = dict[int, BadSampleError]  # by index
 
@@ -120,8 +121,14 @@ class Noted(Dataset[Sample]):
             return error
 
 
-def stacked(samples: list[Sample]) -> Part:
-    """Stack images into one tensor, since each tensor of a worker takes an open file to send."""
+def stacked(samples: list[Sample], alike: Sequence[Alike | None] = ()) -> Part:
+    """Stack images into one tensor, since each tensor of a worker takes an open file to send.
+
+    Args:
+        samples: what was read.
+        alike: for each image that a sample gives, a function that brings it to the shape of the
+            others, where the images of a batch differ; None where there is no such function.
+    """
     indices, images, others = list[int](), list[tuple[Tensor, ...]](), list[Sample]()
     for sample in samples:
         index, value = sample
@@ -132,13 +139,19 @@ def stacked(samples: list[Sample]) -> Part:
             images.append(value)
         else:
             others.append(sample)
-    stacks = [_stack(column) for column in zip(*images, strict=True)]
+    columns = list(zip(*images, strict=True))
+    stacks = [
+        _stack(column, change)
+        for column, change in zip(columns, alike or [None] * len(columns), strict=False)
+    ]
     whole = tuple(stack for stack in stacks if stack is not None)
     return Part(indices, whole, others) if len(whole) == len(stacks) else Part([], (), samples)
 
 
-def _stack(images: tuple[Tensor, ...]) -> Tensor | None:
+def _stack(images: Sequence[Tensor], alike: Alike | None = None) -> Tensor | None:
     """Stack images, in a worker straight into shared memory; None if they differ in kind."""
+    if alike is not None and len({image.shape for image in images}) > 1:
+        images = [alike(image) for image in images]
     if len({image.dtype for image in images}) == 1:
         try:
             stack: Tensor = default_collate([*images])

@@ -116,22 +116,33 @@ def _open_clip_pass(
         scaled_logits=config.scaled_clip_logits,
     )  # fmt: skip
     assert isinstance(model, OpenClipZeroShot)
-    store = options.open_store(name, len(raw), model.fingerprint())
+    steps = model.preprocess_in_two(fast=config.clip_resize == "fast")
+    _check_edge(config.jpeg_edge, steps.edge, clip)
+    image_side = {**model.fingerprint(), **steps.made_by}
+    store = options.open_store(name, len(raw), image_side)
     # Text and request in one file: a kill can't leave the one without the other.
-    notes = {"request": request, "image_side": model.fingerprint()}
+    notes = {"request": request, "image_side": image_side}
     if options.runtime.is_main and not (known and known[1] == notes):
         write_sealed(path, vars(model.text()), place, notes)
 
     logits = StoredLogits(store, _from_features(model.text().to("cpu")))
     if store.is_complete():
         return _Prepared(logits)
-    preprocess, to_floats = model.preprocess_in_two()
 
     def score(images: Tensor, *, full_precision: bool) -> Tensor:
-        return model.features(to_floats(images), precision="fp32" if full_precision else None)
+        precision = "fp32" if full_precision else None
+        return model.features(steps.on_device(images), precision=precision)
 
     output = options.output(store, score, features=model.class_matrix.shape[0])
-    return _Prepared(logits, output, preprocess)
+    return _Prepared(logits, output, steps.in_worker)
+
+
+def _check_edge(kept: int | None, needed: int | None, clip: str) -> None:
+    if kept is not None and needed is not None and kept < needed:
+        raise ValueError(
+            f"jpeg_edge={kept} leaves images smaller than the {needed} pixels that {clip!r} scales "
+            f"them to: at least {needed} is possible, and {2 * needed} is nearer to the whole image"
+        )
 
 
 def _from_features(text: ClipText) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -150,6 +161,7 @@ def _clip_request(clip: str, class_names: Sequence[str], config: CGDConfig) -> d
         "prompts": config.as_dict()["prompts"],
         "precision": config.clip_precision,
         "scaled": config.scaled_clip_logits,
+        "resize": config.clip_resize,
     }
 
 

@@ -150,7 +150,10 @@ class Subject:
             options: cache, device and configuration.
         """
         options.check_stores([*store_names(self.clip), "small", "suspicious"])
-        options = replace(options, dataset=merged(options.dataset, decoder_versions()))
+        edge = options.config.jpeg_edge
+        made_by = decoder_versions() | ({} if edge is None else {"jpeg_edge": str(edge)})
+        options = replace(options, dataset=merged(options.dataset, made_by))
+        raw = raw.drafted(edge)
         given, rows = self.suspicious_model, len(raw)
         # Data with channels of their own are no RGB images, and may carry a trigger elsewhere.
         small = options.config.suspicious_network == "small" and inputs.own is None

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from cgd_wrap.data.layout import SampleLayout
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.randomness import kept_rng
+from cgd_wrap.train.blending import blends
 from cgd_wrap.train.epoch_indices import EpochIndices
 from cgd_wrap.train.exposure import Draw, unpack
 from cgd_wrap.train.tags import TAG
@@ -64,26 +65,50 @@ class GuardedDataset(Dataset[Any]):
 
     def _served(self, draws: Sequence[int], read: Callable[[list[int]], Any]) -> list[Any]:
         # Negative indices count from the end; an index out of range raises an IndexError.
-        indices = [range(len(self))[int(draw)] for draw in draws]
+        places = range(len(self))
+        indices = [places[int(draw)] for draw in draws]
+        plain = read(indices)
         samples = [
             self.layout.with_label(sample, TAG + index)
-            for sample, index in zip(read(indices), indices, strict=True)
+            for sample, index in zip(plain, indices, strict=True)
         ]
-        exposed = [(i, draw) for i, draw in enumerate(draws) if isinstance(draw, Draw)]
-        if exposed:
+        exposed = {i: draw for i, draw in enumerate(draws) if isinstance(draw, Draw)}
+        others = dict(zip(indices, plain, strict=True))
+        missing = list({d.other: None for d in exposed.values() if d.other not in others})
+        if missing:
             with kept_rng():  # the user's augmentation goes on as if no other had been read
-                others = read([draw.other for _, draw in exposed])
-            for (i, draw), other in zip(exposed, others, strict=True):
-                samples[i] = self._exposed(samples[i], other, draw)
+                others.update(zip(missing, read(missing), strict=True))
+        self._expose(samples, exposed, others)
         return samples
 
-    def _exposed(self, sample: Any, other: Any, draw: Draw) -> Any:
-        """Blend another sample into a sample's images, as the model may be fed with any of them."""
-        keys = [k for k in self.layout.images_in(sample) if k in self.layout.images_in(other)]
-        shown = {key: draw.shown(sample[key], other[key]) for key in keys}
-        if all(shown[key] is sample[key] for key in keys):
-            _say_unexposed(type(self.layout.image_of(sample)).__name__)
-        return self.layout.with_entries(sample, shown)
+    def _expose(
+        self, samples: list[Any], exposed: Mapping[int, Draw], others: Mapping[int, Any]
+    ) -> None:
+        """Blend others into all images of some samples, as the model may be fed with any of them.
+
+        Args:
+            samples: the samples, some of which are replaced.
+            exposed: place of each exposed sample, and its draw.
+            others: the other samples by index, which stay as they are.
+        """
+        theirs = {draw.other: self._images_of(others[draw.other]) for draw in exposed.values()}
+        changed: dict[int, dict[int | str, Any]] = {i: {} for i in exposed}
+        for tone in (False, True):
+            parts = [
+                (i, key, image, theirs[draw.other][key], draw.share)
+                for i, draw in exposed.items() if draw.tone is tone
+                for key, image in self._images_of(samples[i]).items() if key in theirs[draw.other]
+            ]  # fmt: skip
+            _, _, *columns = zip(*parts, strict=True) if parts else [()] * 5
+            for (i, key, *_), image in zip(parts, blends(*columns, tone=tone), strict=True):
+                changed[i][key] = image
+        for i, images in changed.items():
+            if all(image is samples[i][key] for key, image in images.items()):
+                _say_unexposed(type(self.layout.image_of(samples[i])).__name__)
+            samples[i] = self.layout.with_entries(samples[i], images)
+
+    def _images_of(self, sample: Any) -> dict[int | str, Any]:
+        return {key: sample[key] for key in self.layout.images_in(sample)}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("base", "layout"):

@@ -17,8 +17,9 @@ from torch import Tensor
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.randomness import plain_torch
 from cgd_wrap.split.result import ScanResult
-from cgd_wrap.train.exposure import NUMBERS, Exposure
-from cgd_wrap.train.keyed import ROUNDS, keys, permuted
+from cgd_wrap.train.exposure import NUMBERS, Exposure, Near
+from cgd_wrap.train.keyed import keys
+from cgd_wrap.train.order import ORDER_KEYS, WINDOW, Order
 from cgd_wrap.train.place import check_state, content_hash
 from cgd_wrap.train.slots import Slots
 from cgd_wrap.train.tags import SampleTable
@@ -26,7 +27,7 @@ from cgd_wrap.train.tags import SampleTable
 MOST_REPEATS = 5  # most times that an epoch holds a sample
 BLOCK = 1 << 14  # indices that are made at a time where all are
 # Way in which seed and epoch decide the order: a saved state of another has other samples.
-ORDER = 2
+ORDER = 3
 
 
 @dataclass
@@ -112,28 +113,43 @@ class EpochIndices:
         """Indices of an epoch, clean samples first; the same on every process and machine."""
         return self._in_blocks(lambda slots: self.slots.samples(slots, _keys(self.seed, epoch)[0]))
 
-    def packed(self, epoch: int) -> Int[Tensor, "m"]:
-        """Indices of an epoch in the order of :meth:`of`, with the epoch's exposures packed in."""
-        return self._in_blocks(lambda slots: self._packed(epoch, slots))
-
     def shuffled(self, epoch: int) -> Int[Tensor, "m"]:
-        """Indices of an epoch as of :meth:`packed`, in random order."""
+        """Indices of an epoch in random order, packed with the epoch's exposures."""
         return self._in_blocks(lambda places: self.at(epoch, places))
 
     def at(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Indices at some places of :meth:`shuffled`, int64, without the rest of the epoch."""
-        order = _keys(self.seed, epoch)[-ROUNDS:]
-        return self._packed(epoch, permuted(places, len(self), order))
-
-    def _packed(self, epoch: int, slots: np.ndarray) -> np.ndarray:
         self.orders.made = True
-        filling, *exposing = _keys(self.seed, epoch)[:-ROUNDS]
+        filling, *others = _keys(self.seed, epoch)
+        exposing, ordering = others[:NUMBERS], others[NUMBERS:]
+        order = Order(self.slots.balanced, len(self.slots.others), ordering)
+        slots = order.slots(places)
         indices = self.slots.samples(slots, filling)
         if self.exposure is not None:
             clean = slots < self.slots.balanced
             rate = self.exposure.rate_in(epoch, self.run)
-            indices[clean] = self.exposure.over(indices[clean], slots[clean], rate, exposing)
+            near = self._near(order, places[clean])
+            indices[clean] = self.exposure.over(indices[clean], slots[clean], near, rate, exposing)
         return indices
+
+    def _near(self, order: Order, places: np.ndarray) -> Near:
+        """The suspicious draws in the windows of some places."""
+        windows, row = np.unique(places // WINDOW, return_inverse=True)
+        members = order.others_in(windows)
+        others, weight = self._others
+        place = np.maximum(members - self.slots.balanced, -1)
+        return Near(
+            others=others[place], weight=np.where(members < 0, 0, weight[place]),
+            row=row, window=windows[row], heaviest=weight.max(initial=0),
+        )  # fmt: skip
+
+    @cached_property
+    def _others(self) -> tuple[np.ndarray, np.ndarray]:
+        """The samples in the slots after the balanced ones, and each draw's weight in exposure."""
+        assert self.exposure is not None
+        others = self.slots.others.long()
+        weight = self.exposure.weight[others].double() / self.times[others]
+        return others.numpy(), weight.numpy()
 
     def _in_blocks(self, work: Callable[[np.ndarray], np.ndarray]) -> Int[Tensor, "m"]:
         """What some work makes of the numbers of all slots, block by block."""
@@ -180,7 +196,7 @@ class EpochIndices:
 @lru_cache(maxsize=8)
 def _keys(seed: int, epoch: int) -> list[np.uint64]:
     """Keys of an epoch: of the slots that are filled up, of the exposure, and of the order."""
-    return keys(seed, epoch, count=1 + NUMBERS + ROUNDS)
+    return keys(seed, epoch, count=1 + NUMBERS + ORDER_KEYS)
 
 
 def _exposure(table: SampleTable, config: CGDConfig) -> Exposure | None:

@@ -10,8 +10,12 @@ suspicious image (mean and spread of each channel), as in colour transfer (Reinh
 Transfer between Images", 2001), and nothing of what the suspicious image shows.
 
 Which images are blended is decided with the order of an epoch, not when an image is read. The
-choice is therefore the same on every process, for any number of workers, and after a resume. It
-travels with the index of a sample: see :class:`Draw`.
+choice is therefore the same on every process, for any number of workers, and after a resume,
+however the order is cut into batches. It travels with the index of a sample: see :class:`Draw`.
+
+The suspicious image mostly lies near in the order, in the window of the clean draw (see
+:mod:`cgd_wrap.train.order`): a batch then holds it already, and no second image is read. A host
+that shuffles anew, or deals neighbours to several processes, has to read it.
 """
 
 from __future__ import annotations
@@ -20,20 +24,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from cgd_wrap.train.blending import blended, toned
 from cgd_wrap.train.keyed import uniform
 
 EARLY_PART = 0.5  # share of a training's epochs that are early, where nothing else is said
 INDEX_BITS = 28  # enough for 268 million samples
 LEVEL_BITS = 5
 LEVELS = 1 << LEVEL_BITS
-NUMBERS = 4  # random numbers that decide on the exposure of a sample
+NUMBERS = 5  # random numbers that decide on the exposure of a sample
+SHARING = 4  # windows that share a partner from far away: as many places as batches mostly have
 TONE = 1 << (2 * INDEX_BITS + LEVEL_BITS)
 MARK = 2 * TONE  # bit 62, the highest bit that leaves an int64 positive: marks a packed index
 
@@ -85,24 +88,29 @@ class Exposure:
         return self.rate * (self.early if epoch < count else self.late)
 
     def over(
-        self, indices: np.ndarray, slots: np.ndarray, rate: float, keys: Sequence[np.uint64]
+        self,
+        indices: np.ndarray,
+        slots: np.ndarray,
+        near: Near,
+        rate: float,
+        keys: Sequence[np.uint64],
     ) -> np.ndarray:
         """Choose clean samples for exposure, and pack the suspicious sample into the index of each.
 
         Args:
             indices: indices of clean samples.
             slots: number of each sample's slot in the epoch.
+            near: suspicious draws that lie near each sample in the epoch's order.
             rate: share of the samples that are exposed, from :meth:`rate_in`.
             keys: decide, with the slot, whether a sample is exposed, to which suspicious sample,
-                how strongly, and whether to its tone alone; NUMBERS keys.
+                how strongly, and whether to its tone alone; and, with the window, to which
+                suspicious sample from anywhere; NUMBERS keys.
         """
-        others, cumulated = self._others
-        if not len(others):
+        if not len(self._others[0]):
             return indices
         chosen = (uniform(slots, keys[0]) < rate).nonzero()[0]
         slots = slots[chosen]
-        place = uniform(slots, keys[1]) * cumulated[-1]
-        other = others[np.searchsorted(cumulated, place).clip(max=len(others) - 1)]
+        other = self._partners(near, chosen, uniform(slots, keys[1]), keys[4])
         share, tone = uniform(slots, keys[2]), uniform(slots, keys[3]) < self.tone
         share = np.where(tone, share, self.strength * share)
         level = (share * LEVELS).round().astype(np.int64).clip(max=LEVELS - 1)
@@ -113,11 +121,58 @@ class Exposure:
         )
         return packed
 
+    def _partners(
+        self, near: Near, chosen: np.ndarray, number: np.ndarray, key: np.uint64
+    ) -> np.ndarray:
+        """A suspicious sample for each of the chosen samples, by a random number in [0, 1)."""
+        others, cumulated = self._others
+        places = uniform(near.window[chosen] // SHARING, key) * cumulated[-1]
+        found: np.ndarray = others[np.searchsorted(cumulated, places).clip(max=len(others) - 1)]
+        ends = near.chances.cumsum(axis=1)
+        row = near.row[chosen]
+        pick = (ends[row] <= number[:, None]).sum(axis=1)
+        is_near = pick < ends.shape[1]
+        found[is_near] = near.others[row[is_near], pick[is_near]]
+        return found
+
     @cached_property
     def _others(self) -> tuple[np.ndarray, np.ndarray]:
         """The suspicious samples, and the sums of their weights up to each."""
         others = self.weight.nonzero().squeeze(1)
         return others.numpy(), self.weight[others].double().cumsum(0).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """Suspicious draws that lie near some clean draws in the order of an epoch: in their windows.
+
+    Attributes:
+        others: indices of the suspicious samples in each of some windows, int64 [windows, most].
+        weight: weight of each of these draws, float64 [windows, most]; 0 where a window has fewer
+            draws. The draws of a sample share its weight.
+        row: row of each clean draw's window in ``others``, int64.
+        window: number of each clean draw's window, int64.
+        heaviest: largest weight of any draw of the epoch.
+    """
+
+    others: np.ndarray
+    weight: np.ndarray
+    row: np.ndarray
+    window: np.ndarray
+    heaviest: float
+
+    @property
+    def chances(self) -> np.ndarray:
+        """Probability that an exposed draw of a window gets each of the suspicious draws.
+
+        ``w / (heaviest + the sum of the window's other weights)``. What is left to 1 belongs to a
+        suspicious sample from anywhere. The divisor doesn't depend on w. So over an epoch each
+        sample is expected as often as its weight says, whatever its neighbours are.
+        """
+        rest = self.weight.sum(axis=1, keepdims=True) - self.weight
+        least = np.finfo(np.float64).tiny  # where no draw has a weight
+        chances: np.ndarray = self.weight / np.maximum(rest + self.heaviest, least)
+        return chances
 
 
 class Draw(int):
@@ -144,13 +199,6 @@ class Draw(int):
     def __getnewargs__(self) -> tuple[int, int, float, bool]:  # type: ignore[override]
         """Give pickle the arguments of :meth:`__new__`, so that draws can be sent to workers."""
         return int(self), self.other, self.share, self.tone
-
-    def shown(self, image: Any, other: Any) -> Any:
-        """Blend the other image, or its tone, into the sample's image.
-
-        See :func:`~cgd_wrap.train.blending.blended` and :func:`~cgd_wrap.train.blending.toned`.
-        """
-        return (toned if self.tone else blended)(image, other, self.share)
 
 
 def pack(index: np.ndarray, other: np.ndarray, level: np.ndarray, tone: np.ndarray) -> np.ndarray:

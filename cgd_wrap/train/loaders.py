@@ -54,7 +54,7 @@ def guarded_loader(
     options["generator"] = loader.generator or torch.Generator().manual_seed(epochs.seed)
     sampling = loader.sampler
     batches: Any = loader.batch_sampler
-    sampler = _sampler(getattr(batches, "sampler", sampling), epochs)
+    sampler = _sampler(getattr(batches, "sampler", sampling), epochs, batches.batch_size)
     if loader.batch_size is None:  # the user gave a batch_sampler
         options["batch_sampler"] = type(batches)(sampler, batches.batch_size, batches.drop_last)
     else:
@@ -66,12 +66,14 @@ def guarded_loader(
     return guarded
 
 
-def _sampler(old: Any, epochs: EpochIndices) -> BalancedSampler:
+def _sampler(old: Any, epochs: EpochIndices, batch_size: int) -> BalancedSampler:
     if not isinstance(old, DistributedSampler):
         return BalancedSampler(epochs, replaced=old)
     return ShardedSampler(
-        epochs, num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last, replaced=old
-    )
+        epochs,
+        num_replicas=old.num_replicas, rank=old.rank, drop_last=old.drop_last,
+        batch_size=batch_size, replaced=old,
+    )  # fmt: skip
 
 
 def _draws_each_once(sampler: Any) -> bool:

@@ -23,13 +23,16 @@ class BalancedSampler(Sampler[int]):
     Every process yields the same order, as Accelerate and Lightning expect, which then divide the
     indices among the processes. With ``num_replicas``, the sampler divides the indices itself, as
     ``DistributedSampler`` does (the first indices are repeated at the end, so that all processes
-    get equally many). The epoch advances with each pass, unless :meth:`set_epoch` sets another.
+    get equally many). With ``batch_size``, it deals them batch by batch: what lies together in the
+    epoch's order, as the images of a blend do, comes to one process. The epoch advances with each
+    pass, unless :meth:`set_epoch` sets another.
 
     Args:
         epochs: which samples an epoch holds.
         num_replicas: number of processes that share the indices.
         rank: number of this process.
         drop_last: leave the last indices out instead of repeating the first.
+        batch_size: indices that a process gets in a row.
         replaced: the user's sampler, whose epoch is followed.
 
     Attributes:
@@ -44,6 +47,7 @@ class BalancedSampler(Sampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         drop_last: bool = False,
+        batch_size: int = 1,
         replaced: Any = None,
     ) -> None:
         if not 0 <= rank < num_replicas:
@@ -51,6 +55,7 @@ class BalancedSampler(Sampler[int]):
         self.epochs = epochs
         len(epochs)  # makes the slots, which no epoch has to wait for then
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
+        self.batch_size = batch_size
         self.place = Place(replaced)
 
     @classmethod
@@ -62,7 +67,7 @@ class BalancedSampler(Sampler[int]):
         Args:
             result: result of the scan.
             config: configuration of the training. Default: that of the scan.
-            sharding: ``num_replicas``, ``rank`` and ``drop_last``.
+            sharding: ``num_replicas``, ``rank``, ``drop_last`` and ``batch_size``.
         """
         return cls(EpochIndices.for_result(result, config or result.config), **sharding)
 
@@ -84,7 +89,10 @@ class BalancedSampler(Sampler[int]):
 
     def share_of(self, epoch: int, positions: range) -> list[int]:
         """This process' indices of an epoch at some positions, packed with their exposures."""
-        places = np.asarray(positions, dtype=np.int64) * self.num_replicas + self.rank
+        position = np.asarray(positions, dtype=np.int64)
+        start = position // self.batch_size * self.batch_size
+        length = np.minimum(self.batch_size, len(self) - start)  # the last batch may be shorter
+        places = start * self.num_replicas + self.rank * length + position - start
         found: list[int] = self.epochs.at(epoch, places % len(self.epochs)).tolist()
         return found
 
@@ -106,7 +114,7 @@ class BalancedSampler(Sampler[int]):
         epoch, position = self.place.now()
         return {
             "epoch": epoch, "position": position, **self.epochs.state_dict(),
-            "num_replicas": self.num_replicas,
+            "num_replicas": self.num_replicas, "batch_size": self.batch_size,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -114,9 +122,13 @@ class BalancedSampler(Sampler[int]):
 
         Raises:
             CacheMismatchError: the state is of other data, another split or another number of
-                processes; what differs is named.
+                processes, or within an epoch that was dealt to these in other batches; what differs
+                is named.
         """
-        check_state(state_dict, {**self.epochs.identity, "num_replicas": self.num_replicas})
+        sharding = {"num_replicas": self.num_replicas}
+        if self.num_replicas > 1 and state_dict["position"]:
+            sharding["batch_size"] = self.batch_size
+        check_state(state_dict, self.epochs.identity | sharding)
         self.epochs = self.epochs.restored(state_dict)
         self.place.restore(state_dict["epoch"], state_dict["position"])
 

@@ -76,14 +76,14 @@ def test_each_sample_is_drawn_as_often_as_the_index_map_says(workers, exposure_r
     module, loader, callback = guarded(config, workers=workers)
     callback.stopping = None
     trainer_of(callbacks=[callback]).fit(module, loader)
-    expected = reads_of(callback.guard.epoch_indices().in_run_of(2), 2)
+    expected = reads_of(callback.guard.epoch_indices().in_run_of(2), 2, loader.batch_size)
     assert torch.equal(loader.dataset.base.reads, expected)
     assert module.criterion.untagged_batches == 0
 
 
 def test_the_balanced_view_serves_a_loader_of_lightnings_own():
     module, data = Classifier(), Samples()
-    config = quick_config(seed=SEED, exposure_rate=0.5, holdout_fraction=0.2)
+    config = quick_config(seed=SEED, exposure_rate=0.0, holdout_fraction=0.2)
     guard = guard_of(module, data, config)
     module.criterion = guard.loss(module.criterion)
     callback = CGDCallback(guard)
@@ -92,7 +92,7 @@ def test_the_balanced_view_serves_a_loader_of_lightnings_own():
     loader = DataLoader(guard.balanced_view, 16, shuffle=True)
     trainer_of(callbacks=[callback]).fit(module, loader)
     indices = guard.epoch_indices().in_run_of(2)
-    assert torch.equal(data.reads, reads_of(indices, 2))
+    assert torch.equal(data.reads, reads_of(indices, 2, batch_size=16))
     assert not torch.equal(indices.of(0), indices.of(1))  # the callback moved the view on
 
 

@@ -116,7 +116,7 @@ def test_each_sample_is_drawn_as_often_as_the_index_map_says(tmp_path, exposure_
     trainer, callback, data = guarded(tmp_path, config, data_seed=5)
     callback.stopping = None  # it would read the held-out samples, too
     trainer.train()
-    expected = reads_of(callback.guard.epoch_indices(5).in_run_of(2), 2)
+    expected = reads_of(callback.guard.epoch_indices(5).in_run_of(2), 2, 16)
     assert callback.guard.result.held_out.any()
     # Two more reads: the collate function was tried on the first two samples.
     assert data.read[:2] == [0, 1]

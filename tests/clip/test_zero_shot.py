@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from small_clips import NAMES, VIT, config, save_model
 
 from cgd_wrap.clip import OpenClipZeroShot, load_zero_shot
-from cgd_wrap.clip.loading import RGBFirst
 
 TYPE_CHECK = "violates type hint"  # where beartype, when it is on, comes first
 
@@ -134,23 +131,3 @@ def test_own_objects_pass_unchanged() -> None:
 def test_objects_without_logits_are_refused() -> None:
     with pytest.raises(Exception, match=rf"logits\(images\)|{TYPE_CHECK}"):
         load_zero_shot(object(), NAMES)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["folder", "biased"])
-def test_preprocessing_in_two_steps_gives_the_same_values(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
-    clip = OpenClipZeroShot(f"local-dir:{request.getfixturevalue(kind)}", NAMES)
-    to_bytes, to_floats = clip.preprocess_in_two()
-    for size in ((32, 32), (50, 90)):
-        values = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        image = Image.fromarray(values)
-        assert to_bytes(image).dtype == torch.uint8
-        assert torch.equal(to_floats(to_bytes(image)[None])[0], clip.preprocess(image))
-
-
-def test_an_unknown_preprocessing_stays_whole(folder: Path) -> None:
-    clip = OpenClipZeroShot(f"local-dir:{folder}", NAMES)
-    clip.preprocess = RGBFirst(lambda image: torch.ones(3, 2, 2))
-    whole, same = clip.preprocess_in_two()
-    assert torch.equal(same(whole(Image.new("RGB", (4, 4)))[None])[0], torch.ones(3, 2, 2))

@@ -15,8 +15,8 @@ OF_TRAINING = {name for name, one in SETTINGS.items() if one.stage in TRAINING}
 # Settings that a review found accepted and unread by fit.
 UNREAD = (
     "sigma_clean", "sigma_triggered", "sigma", "sigma_slow", "corner_cut", "poison_cut",
-    "scaled_clip_logits", "reference_scores", "prompts", "clip_precision", "suspicious_network",
-    "suspicious_side", "suspicious_epochs", "suspicious_runs",
+    "scaled_clip_logits", "reference_scores", "prompts", "clip_precision", "clip_resize",
+    "jpeg_edge", "suspicious_network", "suspicious_side", "suspicious_epochs", "suspicious_runs",
     "suspicious_optimizer", "suspicious_learning_rate", "suspicious_schedule",
     "suspicious_weight_decay", "suspicious_batch_size", "holdout_fraction", "on_bad_sample",
     "max_bad_fraction", "allow_missing_classes", "scan_batch_size", "scan_timeout",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cgd_wrap.train.blending import blended, toned
-from cgd_wrap.train.exposure import Draw
+from cgd_wrap.train.blending import blended, blends, toned
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from cgd_wrap.train.exposure import Draw
 @pytest.mark.parametrize("tone", [False, True])
 def test_what_comes_of_two_images_has_the_kind_of_the_first(make, other_size, tone):
     image, other = make(100, 6, 8), make(200, *other_size)
-    mixed = Draw(0, 1, 0.25, tone).shown(image, other)
+    mixed = (toned if tone else blended)(image, other, 0.25)
     assert type(mixed) is type(image)
     values, original = np.asarray(mixed), np.asarray(image)
     assert values.shape == original.shape
@@ -83,3 +84,27 @@ def test_channels_and_modes_are_fitted():
 def test_encoded_images_are_left_to_the_collate_that_reads_them():
     for shown in (blended, toned):
         assert shown(b"\x89PNG", b"\x89PNG", 0.5) == b"\x89PNG"
+
+
+@pytest.mark.parametrize("tone", [False, True])
+def test_images_of_many_kinds_are_blended_together_as_alone(tone):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+    floats = [random(3, 250, 250).float() for _ in range(3)]  # more than are worked on at a time
+    arrays = [random(6, 8, 3).numpy() for _ in range(2)]
+    images = [*floats, *arrays, Image.fromarray(arrays[0]), b"PNG", random(6, 8), *floats]
+    others = [floats[1], arrays[1], random(1, 5, 5), *arrays, Image.fromarray(arrays[1]), b"PNG"]
+    others += [floats[0], random(3, 4, 4), floats[1], floats[1]]
+    kept = [copy.deepcopy(image) for image in (*images, *others)]
+    shares = [i / 32 for i in range(len(images))]
+    found = blends(images, others, shares, tone=tone)
+    for made, *parts in zip(found, images, others, shares, strict=True):
+        alone = (toned if tone else blended)(*parts)
+        assert type(made) is type(alone)
+        if not isinstance(made, bytes):
+            np.testing.assert_allclose(np.asarray(made), np.asarray(alone), rtol=1e-5, atol=1e-3)
+    for now, before in zip((*images, *others), kept, strict=True):  # none was changed
+        assert np.array_equal(np.asarray(now), np.asarray(before))

@@ -139,6 +139,21 @@ def test_a_state_of_other_samples_is_refused_by_name(other, field):
     assert sampler.state_dict() == before
 
 
+def test_a_state_within_an_epoch_that_was_dealt_in_other_batches_is_refused_by_name():
+    def made(batch_size: int, replicas: int = 2) -> BalancedSampler:
+        return BalancedSampler(epochs_of(), num_replicas=replicas, batch_size=batch_size)
+
+    saved = made(4)
+    made(8).load_state_dict(saved.state_dict())  # no epoch was begun
+    list(islice(iter(saved), 8))
+    with pytest.raises(CacheMismatchError, match="batch_size: 4 -> 8"):
+        made(8).load_state_dict(saved.state_dict())
+    made(4).load_state_dict(saved.state_dict())
+    alone = made(4, replicas=1)
+    list(islice(iter(alone), 8))
+    made(8, replicas=1).load_state_dict(alone.state_dict())  # which one process isn't dealt
+
+
 @pytest.mark.parametrize("state", [{}, {"epoch": 3, "yielded": 17}])
 def test_a_state_of_another_sampler_is_refused(state):
     with pytest.raises(CacheMismatchError, match="samples: None -> 60"):
@@ -183,5 +198,5 @@ def test_a_state_of_the_former_orders_is_refused_by_name():
     """Its position means other samples than the same position does now."""
     state = BalancedSampler(epochs_of()).state_dict()
     del state["order"]
-    with pytest.raises(CacheMismatchError, match="order: None -> 2"):
+    with pytest.raises(CacheMismatchError, match="order: None -> 3"):
         BalancedSampler(epochs_of()).load_state_dict(state)

@@ -156,3 +156,23 @@ def test_an_epoch_is_made_as_far_as_it_is_drawn(monkeypatch):
     restored.load_state_dict({**restored.state_dict(), "position": len(whole) - 3})
     assert list(restored) == whole[-3:]
     assert made == [3]
+
+
+@given(st.integers(1, 50), st.integers(1, 5), st.integers(1, 9), st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_batches_that_are_dealt_whole_are_those_of_one_process(size, replicas, batch, drop_last):
+    """The batches of a step are together the batch that one process would have."""
+    whole = epochs_of(size).shuffled(0).tolist()
+    shares = [
+        list(
+            BalancedSampler(
+                epochs_of(size),
+                num_replicas=replicas, rank=rank, drop_last=drop_last, batch_size=batch,
+            )
+        )
+        for rank in range(replicas)
+    ]  # fmt: skip
+    assert {len(share) for share in shares} == {len(shares[0])}
+    steps = range(0, len(shares[0]), batch)
+    dealt = [index for step in steps for share in shares for index in share[step : step + batch]]
+    assert dealt == [whole[place % len(whole)] for place in range(len(dealt))]
