@@ -104,7 +104,8 @@ class Tied(nn.Module):
 def quick_config(**changes: Any) -> CGDConfig:
     """The numbers for a trained model, in batches that suit so little data."""
     quick = {
-        "suspicious_network": "copy", "suspicious_epochs": 2, "suspicious_batch_size": 20, "batch_size": 32, "epochs": 2,
+        "suspicious_network": "copy", "suspicious_epochs": 2, "suspicious_batch_size": 20,
+        "batch_size": 32, "epochs": 2,
         "holdout_fraction": 0.1, **REPAIRED,
     }  # fmt: skip
     return CGDConfig(**(quick | changes))

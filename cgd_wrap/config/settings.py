@@ -149,8 +149,8 @@ class CGDConfig:
         "small", SCAN, choice("small", "copy"), paper="copy",
         text="""What is trained as the suspicious model: a small network of our own, on small copies
         of the images, or a fresh copy of your model, on its own inputs.""")
-    suspicious_side: int = setting(32, SCAN, count(16),
-        text="Largest height and width of the small copies, in pixels, rounded down to a multiple of 32; smaller images have smaller copies. Each takes 3 bytes a pixel.")
+    suspicious_side: int = setting(64, SCAN, count(16),
+        text="Largest side of the small copies, a multiple of 32 pixels; 3 bytes a pixel.")
     suspicious_epochs: int = setting(5, SCAN, count(), paper=5, text="Epochs of suspicious models.")
     suspicious_runs: int = setting(1, SCAN, count(), paper=3,
         text="Number of independent suspicious models, whose logits are averaged.")
