@@ -155,8 +155,8 @@ class Subject:
         options = replace(options, dataset=merged(options.dataset, made_by))
         raw = raw.drafted(edge)
         given, rows = self.suspicious_model, len(raw)
-        # Data with channels of their own are no RGB images, and may carry a trigger elsewhere.
-        small = options.config.suspicious_network == "small" and inputs.own is None
+        # In other numbers of channels a trigger may lie where no RGB image shows it.
+        small = options.config.suspicious_network == "small" and inputs.shape[0] in (1, 3)
         own = self.suspicious is None and small
         copies = SmallCopies(raw, options)
         reads = own and not options.seems_finished("suspicious", rows)

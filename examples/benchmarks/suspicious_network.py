@@ -1,7 +1,7 @@
 """Which suspicious model tells poisoned samples by how fast it learns them, and what it costs.
 
     python examples/benchmarks/suspicious_network.py --data DATA --rows 0:8000 \
-        --variants small-32 small-48 copy:resnet18-64 --attacks badnets blended --rates 0.01 0.05
+        --variants small-32 small-64 copy:resnet18-64 --attacks badnets blended --rates 0.01 0.05
 
 A variant is the guard's own network on copies of so many pixels, or a network of timm on images of
 so many pixels. Prints a row per attack: AUROC of the suspicious NLL (how often a poisoned sample is
@@ -50,7 +50,7 @@ def variant(name: str, classes: int) -> tuple[Callable[[], nn.Module], int]:
     """What makes the network of a variant, and its images' side in pixels."""
     kind, side = name.rsplit("-", 1)
     if kind == "small":
-        return (lambda: SuspiciousNetwork(classes)), int(side)
+        return (lambda: SuspiciousNetwork(classes, int(side))), int(side)
     import timm
 
     architecture = kind.removeprefix("copy:")
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--rows", default="0:8000", help="training rows, A:B")
-    parser.add_argument("--variants", nargs="+", default=["small-32", "small-48"])
+    parser.add_argument("--variants", nargs="+", default=["small-32", "small-64"])
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blended"])
     parser.add_argument("--rates", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--target", type=int, default=1)
