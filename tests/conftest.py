@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
-from hypothesis import settings
-from torch import Tensor
+from launching import warm_server
 from typechecking import checking
 
-with checking("cgd_wrap"):
-    import cgd_wrap  # noqa: F401
-
-from launching import warm_server
-
-settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
-settings.load_profile("unhurried")
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -32,8 +27,30 @@ def shared(path: str) -> Path:
     return found
 
 
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Import the package with its checks, before another conftest does, where tests run.
+
+    The controller of xdist's workers runs none, and they wait for it.
+    """
+    config = pluginmanager.getplugin("pytestconfig")
+    assert config is not None
+    is_controller = getattr(config.known_args_namespace, "numprocesses", None)
+    if "PYTEST_XDIST_WORKER" in os.environ or not is_controller:
+        with checking("cgd_wrap"):
+            import cgd_wrap  # noqa: F401
+        from hypothesis import settings
+
+        settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
+        settings.load_profile("unhurried")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """One server of warm processes for all; workers of xdist find it by their environment."""
+    """One server of warm processes for all; workers of xdist find it by their environment.
+
+    What the tests write need not outlive a power cut, and a disk takes its time to say that it
+    would: nobody waits for it. The tests of just that put a function of theirs in its place.
+    """
+    os.fsync = lambda number: None
     if not hasattr(config, "workerinput"):
         server = warm_server()
         server.__enter__()
@@ -71,6 +88,8 @@ def unchecked() -> Iterator[None]:
 
     (beartype picks the items of a list that it checks by ``random``.)
     """
+    import jaxtyping
+
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

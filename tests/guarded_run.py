@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.models.small_resnet import small_resnet
+from cgd_wrap.scan import store
 
 NAMES = ["circle", "square", "star"]
 DEMO_CLIP = f"local-dir:{Path(__file__).parents[1] / 'cgd_wrap' / 'demo' / 'clip'}"
@@ -82,6 +83,7 @@ class Slowly(nn.Module):
 
 def scan(options: argparse.Namespace, accelerator: Any) -> CGDGuard:
     rank = int(os.environ.get("RANK", "0"))
+    store.UNIT_SIZE = options.unit
     clip: Any = ByColour(
         options.seconds, options.calls_until_death if rank == options.dying_rank else None
     )
@@ -102,6 +104,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--rows", type=int, default=3 * 1024 + 60)
     parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--unit", type=int, default=store.UNIT_SIZE, help="rows of a unit")
     parser.add_argument("--seconds", type=float, default=0.0, help="a batch takes")
     parser.add_argument("--timeout", type=float, default=60.0)
     parser.add_argument("--accelerate", action="store_true")

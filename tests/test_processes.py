@@ -14,6 +14,7 @@ from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config.settings import REPAIRED
 
 SCRIPT = str(TESTS / "guarded_run.py")
+THREE_UNITS = ["--demo-clip", "--size", "32", "--unit", "256", "--rows", "525"]
 
 
 def launch(processes: int, cache: Path, *options: str, fresh: bool = False) -> None:
@@ -40,7 +41,7 @@ def outcomes(cache: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("alone")
-    launch(0, cache, "--demo-clip", "--rows", "2100", "--size", "32")
+    launch(0, cache, *THREE_UNITS)
     return cache
 
 
@@ -51,7 +52,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_processes_gives_the_same_bits(
     tmp_path: Path, alone: Path, processes: int
 ) -> None:
-    launch(processes, tmp_path, "--demo-clip", "--rows", "2100", "--size", "32")
+    launch(processes, tmp_path, *THREE_UNITS)
     assert units(tmp_path) == units(alone)
     assert outcomes(tmp_path) == outcomes(alone) * processes
 

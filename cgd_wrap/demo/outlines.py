@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 
+@cache
 def outlines(shape: str) -> list[Float[np.ndarray, "points 2"]]:
     """Return the polygon of a shape and, for ring and crescent, the polygon cut out of the first.
 

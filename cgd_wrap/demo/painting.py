@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -85,6 +86,7 @@ def tint(
     return np.asarray(np.clip(np.rint(shifted), 0, 255), dtype=np.uint8)
 
 
+@cache
 def _grid() -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float64)
     return x, y

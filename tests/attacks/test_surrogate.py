@@ -47,8 +47,8 @@ def material_of(base: Any = None, **changes: Any) -> Material:
 
 def test_a_surrogate_learns() -> None:
     shades = (20, 90, 160, 230)
-    images = [Image.new("RGB", (20, 16), (shades[index % 4],) * 3) for index in range(256)]
-    labels = torch.arange(256) % 4
+    images = [Image.new("RGB", (20, 16), (shades[index % 4],) * 3) for index in range(128)]
+    labels = torch.arange(128) % 4
     material = material_of(raw=images, labels=labels, side=16)
     network = train_surrogate(material, epochs=60)
     assert network is material.network

@@ -106,7 +106,7 @@ def test_the_cache_of_a_single_clip_serves_as_the_first_of_a_list(tmp_path):
 
 
 def test_the_same_clip_twice_is_that_clip_and_prompts_need_no_second_image_pass(tmp_path):
-    data = ShapesDataset(200, 5, transform=as_tensor)
+    data = ShapesDataset(100, 5, transform=as_tensor)
 
     def scanned(clip, folder, **changes) -> CGDGuard:
         config = quick_config(allow_missing_classes=True, suspicious_epochs=1, **changes)

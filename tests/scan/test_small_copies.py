@@ -54,13 +54,13 @@ def reads_of_a_scan(guard: CGDGuard) -> np.ndarray:
 
 
 def test_a_scan_reads_each_sample_once_beside_its_probes() -> None:
-    reads = reads_of_a_scan(guard_of(Counted(pictures(600))))
+    reads = reads_of_a_scan(guard_of(Counted(pictures(300))))
     assert np.median(reads) == 1
     assert (reads > 1).sum() < 120  # each of a few kinds of probes looks at 8 to 32 samples
 
 
 def test_two_clips_share_the_read() -> None:
-    guard = guard_of(Counted(pictures(600)), clip=[ByTint(), ByTint()])
+    guard = guard_of(Counted(pictures(300)), clip=[ByTint(), ByTint()])
     assert np.median(reads_of_a_scan(guard)) == 1
 
 
@@ -103,7 +103,7 @@ def test_the_users_model_does_not_matter() -> None:
 
 
 def test_a_finished_scan_needs_no_copies_and_lost_ones_are_made_again(tmp_path: Path) -> None:
-    data = Counted(pictures(300))
+    data = Counted(pictures(200))
     found = guard_of(data, tmp_path).scan().entropy_map.suspicious_nll
     shutil.rmtree(tmp_path / "small")
     again = guard_of(data, tmp_path)
@@ -117,7 +117,7 @@ def test_a_finished_scan_needs_no_copies_and_lost_ones_are_made_again(tmp_path: 
 
 
 def test_damaged_copies_are_made_again(tmp_path: Path) -> None:
-    data = Counted(pictures(300))
+    data = Counted(pictures(200))
     found = guard_of(data, tmp_path).scan().entropy_map.suspicious_nll
     shutil.rmtree(tmp_path / "suspicious")
     path = tmp_path / "small" / "00000.safetensors"

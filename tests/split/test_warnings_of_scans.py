@@ -20,7 +20,8 @@ def small() -> nn.Module:
         return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
 
 
-SHAPES = ShapesDataset(800, 6)
+SIZE = 400
+SHAPES = ShapesDataset(SIZE, 6)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def shapes_guard(attack: Attack | None = None, names=None, cache=None) -> CGDGuard:
-    data = ShapesDataset(800, 6, to_tensor) if attack is None else PoisonedDataset(
+    data = ShapesDataset(SIZE, 6, to_tensor) if attack is None else PoisonedDataset(
         SHAPES, attack, to_tensor
     )  # fmt: skip
     return CGDGuard(

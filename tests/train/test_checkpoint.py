@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import resource
+import shutil
+from functools import cache
 from pathlib import Path
 
 import interrupted_fit
@@ -95,6 +97,28 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
 
 
+# Not fixtures of the module: those would be made with the checks on, whose draws would count.
+
+
+@cache
+def whole():
+    """The model of a fit that nothing interrupts, and the fit's history."""
+    guard = guard_of(None)
+    return guard.model, guard.fit()
+
+
+@cache
+def cut_short(folder: Path) -> Path:
+    """The cache, in this folder, of a fit that was killed in its third epoch; to be copied."""
+    killed_after(2, guard_of(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
 def without_seconds(history):
     return [record.as_dict() | {"seconds": 0} for record in history]
 
@@ -128,15 +152,13 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, changes, workers):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_fit_goes_on_in_the_same_process(tmp_path, error, caplog):
-    whole, cut = guard_of(tmp_path / "whole"), guard_of(tmp_path / "cut")
-    expected = whole.fit()
-    cut = guard_of(tmp_path / "cut")
+    (model, expected), cut = whole(), guard_of(tmp_path)
     killed_after(2, cut, error)
     assert not any(module.training for module in cut.model.modules())
     history = cut.fit()
     assert len(history) == len(expected)
     assert "weights aren't those that the training of" in caplog.text
-    torch.testing.assert_close(cut.model.state_dict(), whole.model.state_dict())
+    torch.testing.assert_close(cut.model.state_dict(), model.state_dict())
 
 
 def test_the_stopping_rule_goes_on_with_what_it_saw(tmp_path):
@@ -208,10 +230,9 @@ def test_a_checkpoint_of_other_data_or_of_another_model_is_refused(tmp_path, oth
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "other"])
-def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, caplog):
-    whole = guard_of(tmp_path / "whole")
-    expected = whole.fit()
-    killed_after(2, guard_of(tmp_path / "cut"))
+def test_a_damaged_checkpoint_is_not_used(tmp_path, kept, damage, caplog):
+    model, expected = whole()
+    shutil.copytree(cut_short(kept), tmp_path / "cut")
     path = tmp_path / "cut" / "fit" / "checkpoint.safetensors"
     payload = bytearray(path.read_bytes())
     if damage == "flipped":
@@ -223,7 +244,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, caplog):
     history = again.fit()
     assert "is damaged, and not used" in caplog.text
     assert len(history) == len(expected)
-    torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict())
+    torch.testing.assert_close(again.model.state_dict(), model.state_dict())
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_training(tmp_path, caplog):
