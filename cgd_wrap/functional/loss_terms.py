@@ -66,8 +66,9 @@ def weighed_shares(
         temperature: T of the guidance, whose gradients shrink by its square.
     """
     if isinstance(divisors, Tensor):
-        divisors = divisors.masked_fill(divisors <= 0, 1.0)[..., None]
-    shares = shares / divisors
+        shares = shares / divisors.masked_fill(divisors <= 0, 1.0)[..., None]
+    else:
+        shares = shares / (divisors if divisors > 0 else 1.0)
     shares[1].mul_(alpha * temperature**2)
     shares[2].mul_(beta)
     return shares

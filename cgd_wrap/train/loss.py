@@ -220,7 +220,7 @@ class CGDLoss(nn.Module):
             # (In float32, whatever the default is.)
             count = len(labels) if tagged is None else tagged.sum().float()
             if self._apart.is_plain(self.criterion, outputs.shape[1]):
-                return count * self._clean_share or 1.0
+                return count * self._clean_share
             share = self.share.to(outputs.device)
             if self.reduction == "sum":
                 return share.sum()
