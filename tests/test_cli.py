@@ -27,7 +27,9 @@ def folder(tmp_path, request):
 
 
 def arguments(command, folder, *more):
-    config = CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True)
+    config = CGDConfig(
+        suspicious_network="copy", suspicious_epochs=1, epochs=1, allow_missing_classes=True
+    )
     config.to_yaml(folder / "config.yaml")
     clip = () if "--clip" in more else ("--clip", CLIP)
     return [

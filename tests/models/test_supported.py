@@ -100,7 +100,8 @@ def test_a_quantised_model_is_named(made) -> None:
 def test_a_model_without_parameters_has_nothing_to_train() -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for refuse in (
-        lambda: check_trainable(model), lambda: fresh_copy(model, 0), lambda: guard_of(model).scan()
+        lambda: check_trainable(model), lambda: fresh_copy(model, 0),
+        lambda: guard_of(model, suspicious="copy").scan(),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"\(Sequential\) has no parameters"):
             refuse()
@@ -146,14 +147,14 @@ def test_frozen_models_can_be_scanned_and_not_fitted() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_compiled_script_is_named() -> None:
     with pytest.raises(ValueError, match=r"torch\.jit has compiled.*pass suspicious="):
-        guard_of(torch.jit.script(tiny_net())).scan()
+        guard_of(torch.jit.script(tiny_net()), suspicious="copy").scan()
 
 
 def test_a_model_that_can_not_be_copied_is_named() -> None:
     model = tiny_net()
     model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"\(Sequential\) can't be copied: .*lock"):
-        guard_of(model).scan()
+        guard_of(model, suspicious="copy").scan()
 
 
 def test_models_that_hold_nan_are_named_before_samples_are_blamed() -> None:
