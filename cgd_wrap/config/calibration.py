@@ -242,7 +242,7 @@ class Calibration:
     estimate_mistakes: float = threshold(
         2.0, VERDICT, "times the expected mistakes",
         """How far the true share of poison in a suspected class may be from the estimate: by twice
-        the mistakes that the mixture of two kinds expects. In the stored scans it was 1.84 times.""",
+        the mistakes that the mixture of two kinds expects. In the stored scans: up to 1.84.""",
     )  # fmt: skip
     # --- whether the model is repaired or trained from scratch ---
     least_knowledge: float = threshold(

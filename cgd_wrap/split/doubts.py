@@ -24,7 +24,7 @@ Code = Literal[
     "too_few_samples", "unreadable", "no_clean_samples", "warned_by_an_older_version",
 ]  # fmt: skip
 IN_SHORT: dict[Code, str] = {
-    "clip_does_not_know_classes": "CLIP doesn't know these classes by their names",
+    "clip_does_not_know_classes": "CLIP doesn't know classes by their names",
     "name_given_too_often": "CLIP gives a class' name too often",
     "clips_disagree": "the CLIPs contradict each other",
     "clip_may_be_backdoored": "a CLIP may itself be backdoored",

@@ -125,7 +125,7 @@ class Verdict:
         why = "; ".join(dict.fromkeys(reason.in_short for reason in self.reasons))
         if self.status == "undecided":
             names = ", ".join(printable(suspect.name) for suspect in self.suspected[:LISTED])
-            aim = f" The figures point at {names}, which means nothing so." if names else ""
+            aim = f" The figures point at {names}, but that means nothing here." if names else ""
             return f"Undecided whether there is an attack: {why}.{aim}"
         if self.status == "nothing found":
             hides = "" if self.smallest_noticed else f" {UNMEASURED}"

@@ -40,6 +40,8 @@ def warnings_of(
     if poison is None:
         poison = torch.zeros(len(labels), dtype=torch.float64)
     found = clip_warnings(figures, verdicts, labels, valid, poison, NAMES)
+    hints = " ".join(doubt.text for doubt in found if doubt.is_hint)
+    assert not any(word in hints for word in ("trusted", "backdoored", "doesn't", "not know"))
     return [doubt.text for doubt in found]
 
 

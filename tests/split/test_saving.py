@@ -99,6 +99,21 @@ def test_what_decided_is_saved_whatever_the_configuration_has_become(tmp_path: P
     assert found.config.calibration == DEFAULT
 
 
+def test_the_verdict_of_a_resumed_and_of_a_loaded_scan_is_the_same(tmp_path: Path) -> None:
+    guards = [
+        CGDGuard(
+            tiny_net(), tensors(), NAMES, clip=TintReader(), config=quick_config(),
+            cache_dir=tmp_path / "cache", progress=False,
+        ).scan()
+        for _ in range(2)
+    ]  # fmt: skip
+    guards[0].save(tmp_path)
+    guards.append(CGDGuard.load(tmp_path, tiny_net(), tensors(), class_names=NAMES))
+    first, *others = (guard.verdict for guard in guards)
+    assert first.reasons
+    assert all(other == first and other.sentence == first.sentence for other in others)
+
+
 def test_a_scan_of_an_older_version_comes_back_with_its_warnings(
     saved: tuple[CGDGuard, Path], tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ def test_a_doubt_about_other_classes_voids_no_suspicion() -> None:
     assert "aim at cat" not in verdict.sentence
     alone = attacked(0, doubts=about_cats).verdict
     assert alone.status == "undecided"
-    assert "The figures point at cat, which means nothing so." in alone.sentence
+    assert "The figures point at cat, but that means nothing here." in alone.sentence
 
 
 @pytest.mark.parametrize(
