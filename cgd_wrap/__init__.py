@@ -26,6 +26,7 @@ from cgd_wrap.errors import (
 from cgd_wrap.functional import Split
 from cgd_wrap.guard import CGDGuard
 from cgd_wrap.split.entropy_map import EntropyMap
+from cgd_wrap.split.verdict import Verdict
 from cgd_wrap.train.loss import CGDLoss
 from cgd_wrap.train.sampler import BalancedSampler
 
@@ -48,5 +49,6 @@ __all__ = [
     "Split",
     "StoredFileError",
     "TrainingDivergedError",
+    "Verdict",
     "functional",
 ]

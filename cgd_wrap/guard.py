@@ -32,6 +32,7 @@ from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.saving import load_result, save_result, saved_config
+from cgd_wrap.split.verdict import Verdict
 from cgd_wrap.train.criteria import Criterion
 from cgd_wrap.train.dataset import BalancedView, GuardedDataset
 from cgd_wrap.train.epoch_indices import EpochIndices
@@ -67,8 +68,7 @@ class CGDGuard:
             [B, C]``, which gets floats [B, 3, H, W] in [0, 1], or the tensors of the object's
             ``preprocess`` (PIL image -> tensor). Of a list, the CLIP that contradicts a label most
             scores and guides the sample, so that no backdoored CLIP alone can vouch for poison.
-        config: every number of the defence. Default: the best that we measured; :meth:`scan` then
-            decides by the model's accuracy whether the model is repaired or trained from scratch.
+        config: every number of the defence. Default: our best for fresh models, or ones to repair.
         accelerator: gives device, precision, processes. Default: torch.distributed's, or just one.
         cache_dir: folder that keeps the scan, and lets an interrupted scan go on. Default: none.
         clip_dataset: the dataset's samples as raw images, if the dataset has normalised tensors.
@@ -107,8 +107,7 @@ class CGDGuard:
         self.config = config or CGDConfig()
         check_clips(clip, self.config)
         self.accelerator, self.num_workers, self.progress = accelerator, num_workers, progress
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.base = dataset
+        self.base, self.cache_dir = dataset, None if cache_dir is None else Path(cache_dir)
         self.layout, self.class_names, self.targets, self.unreadable = read_labelling(
             dataset, class_names, image_key, label_key, self.config, num_workers, progress
         )
@@ -195,6 +194,11 @@ class CGDGuard:
         return self.result.split
 
     @property
+    def verdict(self) -> Verdict:
+        """The scan in three words: "suspected", "nothing found", or "undecided" and why."""
+        return self.result.verdict
+
+    @property
     def suspected_classes(self) -> list[str]:
         """Names of the classes that an attack seems to aim at, by falling evidence."""
         return [self.class_names[found.label] for found in self.poison_estimate.classes]
@@ -244,8 +248,7 @@ class CGDGuard:
     ) -> tuple[DataLoader[Any], CGDLoss]:  # fmt: skip
         """Rebuild a loader over the guarded samples, and wrap the criterion in the guarded loss.
 
-        Say how many ``epochs`` the loop runs, so that the last epochs win clean accuracy back. See
-        :meth:`cgd_wrap.train.protection.Protection.protect` for arguments and errors.
+        Say how many ``epochs`` it runs: :meth:`cgd_wrap.train.protection.Protection.protect`.
         """
         return self._protection(self.config).protect(loader, criterion, epochs)
 
@@ -309,10 +312,7 @@ class CGDGuard:
 
     @undisturbed()
     def report(self, folder: str | Path, **details: Any) -> dict[str, Path]:
-        """Write figure, HTML page, CSV and JSON into a folder; needs the extra ``report``.
-
-        ``details`` are optional fields of a :class:`cgd_wrap.report.Report`, such as ``title``.
-        """
+        """Write figure, page, CSV and JSON; ``details``: fields of ``cgd_wrap.report.Report``."""
         from cgd_wrap.report import Report, write_report
 
         return write_report(Report.of(self.result, self.subject, **details), folder)
@@ -331,8 +331,7 @@ class CGDGuard:
     def load(cls, folder: str | Path, model: nn.Module, dataset: Any, **options: Any) -> CGDGuard:
         """Make a guard of the same data from the result that :meth:`save` wrote.
 
-        ``options`` are further arguments of the class; ``config`` is by default as saved. See
-        :func:`cgd_wrap.split.saving.load_result` for errors.
+        ``options`` are other arguments (``config``: as saved); errors: ``saving.load_result``.
         """
         options.setdefault("config", saved_config(Path(folder)))
         guard = cls(model, dataset, **options)

@@ -50,7 +50,10 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     assert len(first["teachers"]["names"]) == clips
     trained = json.loads((folder / "out" / "cache" / "suspicious" / "training.json").read_text())
     assert trained["input"][-2:] == [48, 48]
-    assert "samples:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "samples:" in printed
+    assert printed.count(f"verdict: {first['verdict']['sentence']}") == 2
+    assert printed.count("Give it more suspicious_epochs") == 2
 
 
 @pytest.mark.parametrize("folder", [40], indirect=True)  # of the model's own size, which is large

@@ -610,7 +610,8 @@ def test_public_names():
     assert cgd_wrap.__all__ == [
         "BadSampleError", "BalancedSampler", "CGDConfig", "CGDError", "CGDGuard", "CGDLoss",
         "CacheMismatchError", "ClipLoadError", "DatasetError", "EntropyMap", "MissingExtraError",
-        "ScanIncompleteError", "Split", "StoredFileError", "TrainingDivergedError", "functional",
+        "ScanIncompleteError", "Split", "StoredFileError", "TrainingDivergedError", "Verdict",
+        "functional",
     ]  # fmt: skip
     assert all(hasattr(cgd_wrap, name) for name in cgd_wrap.__all__)
 

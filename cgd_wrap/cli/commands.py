@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cgd_wrap.cli.ending import say
+from cgd_wrap.cli.ending import in_options, say
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.escaping import brief, escaped_logger
 from cgd_wrap.files import write_atomically
@@ -134,11 +134,19 @@ def report(args: argparse.Namespace) -> None:
         saved, model, dataset, class_names=_class_names(args, dataset), clip=_clips(args)
     )
     _say_files(guard.report(args.out / "report"))
+    _say_verdict(guard)
 
 
 def _finish(guard: CGDGuard, folder: Path) -> None:
     guard.save(folder / "guard")
     _say_files(guard.report(folder / "report"))
+    _say_verdict(guard)
+
+
+def _say_verdict(guard: CGDGuard) -> None:
+    say(f"verdict: {guard.verdict.sentence}")
+    for reason in guard.verdict.reasons:
+        say(f"- {in_options(reason.text)}")
 
 
 def _write_figures(path: Path, figures: dict[str, Any]) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SUSPICION, WARNINGS, KNOWLEDGE, GUIDANCE = "suspicion", "warnings", "knowledge", "guidance"
+SUSPICION, WARNINGS, VERDICT = "suspicion", "warnings", "verdict"
+KNOWLEDGE, GUIDANCE = "knowledge", "guidance"
 PARTS = {
     SUSPICION: "Which classes an attack seems to aim at",
     WARNINGS: "When CLIP is not to be trusted",
+    VERDICT: "When a scan's figures mean something",
     KNOWLEDGE: "Whether the model is repaired or trained from scratch",
     GUIDANCE: "How far CLIP teaches",
 }
@@ -221,6 +223,27 @@ class Calibration:
     fewest_grouped: float = threshold(
         60, WARNINGS, "samples", "Of fewer samples, two groups of features say little."
     )
+    # --- when a scan's figures mean something ---
+    least_learned: float = threshold(
+        0.25, VERDICT, "balanced accuracy, from chance (0) to perfect (1)",
+        """Below this, how fast a label was learned says nothing. On 2,000 images three networks
+        (ours, ResNet-9, ResNet-18) had 0.01 to 0.19 by 1 or 2 epochs, 0.43 to 0.67 by five.""",
+        data="CIFAR-10 and 20 classes of Tiny ImageNet, clean and under BadNets at 5%",
+    )  # fmt: skip
+    fewest_scanned: float = threshold(
+        1000, VERDICT, "readable samples",
+        """Of fewer samples, an attack on 1% has less than ten. n equal weights add up to sqrt(n) of
+        their standard errors: nine, all at the end of the map, to evidence_needed at the most.""",
+    )  # fmt: skip
+    most_unreadable: float = threshold(
+        0.05, VERDICT, "share of samples",
+        "If more can't be read, as many are unknown as a usual attack poisons.",
+    )  # fmt: skip
+    estimate_mistakes: float = threshold(
+        2.0, VERDICT, "times the expected mistakes",
+        """How far the true share of poison in a suspected class may be from the estimate: by twice
+        the mistakes that the mixture of two kinds expects. In the stored scans: up to 1.84.""",
+    )  # fmt: skip
     # --- whether the model is repaired or trained from scratch ---
     least_knowledge: float = threshold(
         0.15, KNOWLEDGE, "balanced accuracy, from chance (0) to perfect (1)",

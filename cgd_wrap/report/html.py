@@ -69,7 +69,8 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
         has_images=report.images is not None,
         figures=_figure_tables(report.all_figures),
         stage_seconds=report.stage_seconds or {},
-        warnings=result.warnings,
+        verdict=result.verdict,
+        hints=[doubt.text for doubt in result.doubts if doubt.is_hint],
         teachers=in_words(result.teachers, report.class_names),
     )
     write_atomically(path, text.encode("utf-8"))

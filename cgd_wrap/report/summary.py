@@ -36,6 +36,7 @@ def summarise(report: Report) -> dict[str, Any]:
     """Sum up a report as one JSON value; numbers that aren't finite become null."""
     result = report.result
     value = {
+        "verdict": result.verdict.as_dict(),
         "warnings": list(result.warnings),
         "teachers": asdict(result.teachers),
         "samples": len(result.split),

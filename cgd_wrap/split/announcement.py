@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import DatasetError
 from cgd_wrap.escaping import escaped_logger
+from cgd_wrap.split.doubts import without_clean_samples
 from cgd_wrap.split.result import ScanResult
 
 logger = escaped_logger(__name__)
@@ -49,14 +49,10 @@ def _lines(result: ScanResult, class_names: Sequence[str], config: CGDConfig) ->
             f"CLIP agrees with {100 * result.agreement:.0f}% of the labels only: its guidance "
             f"counts {100 * result.guidance_share:.0f}%."
         )
-    if not result.poison_estimate.classes:
-        yield "No sign of an attack: no class stands out."
-    for found in result.poison_estimate.classes:
-        wrong = ", or many of its labels are wrong" if found.found_by_clip_alone else ""
-        yield (
-            f"An attack seems to aim at {class_names[found.label]}{wrong}: "
-            f"{100 * found.poisoned:.1f}% of its samples look poisoned."
-        )
+    yield result.verdict.sentence
+    for reason in result.verdict.reasons:
+        if reason not in result.doubts:  # those are logged as warnings
+            yield reason.text
 
 
 def check_clean_classes(
@@ -71,9 +67,7 @@ def check_clean_classes(
     Raises:
         DatasetError: some classes have no clean sample; they are named.
     """
-    present = torch.bincount(labels, minlength=len(class_names)) > 0
-    kept = torch.bincount(labels[clean], minlength=len(class_names)) > 0
-    missing = [class_names[i] for i in (present & ~kept).nonzero().squeeze(1).tolist()]
+    missing = [class_names[k] for k in without_clean_samples(labels, clean, len(class_names))]
     if not missing:
         return
     message = (

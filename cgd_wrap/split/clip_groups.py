@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.functional import auroc
 from cgd_wrap.scan.stored_logits import StoredLogits
+from cgd_wrap.split.doubts import Doubt
 
 MOST, MOST_IN_ALL = 1000, 200_000  # largest number of samples looked at, per class and in all
 ROUNDS = 20  # of two-means (k-means with two groups)
@@ -31,7 +32,7 @@ def fast_groups(
     suspicious_rank: Float[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of classes whose features form two groups, one of which was learned faster.
 
     Args:
@@ -44,7 +45,7 @@ def fast_groups(
         calibration: thresholds.
 
     Returns:
-        A message for each such class.
+        A warning of each such class.
     """
     chosen = _some_of_each(labels, looked_at, min(MOST, MOST_IN_ALL // len(class_names)))
     features = clip.features(chosen)
@@ -62,11 +63,15 @@ def fast_groups(
             fast, apart = ~fast, 1 - apart
         if apart >= calibration.group_apart:
             found.append(
-                f"{name} holds {float(fast.double().mean()):.0%} of the samples labelled "
-                f"{class_names[label]!r} that it agrees with apart from the rest, and just these "
-                f"were learned fast (AUROC {apart:.2f}): {name} may itself be "
-                "backdoored with the trigger in your data, and vouch for the poison. Look at both "
-                "groups; compare with another CLIP."
+                Doubt(
+                    "clip_may_be_backdoored",
+                    f"{name} holds {float(fast.double().mean()):.0%} of the samples labelled "
+                    f"{class_names[label]!r} that it agrees with apart from the rest, and just "
+                    f"these were learned fast (AUROC {apart:.2f}): {name} may itself be "
+                    "backdoored with the trigger in your data, and vouch for the poison.",
+                    "Look at both groups; compare with another CLIP.",
+                    (label,),
+                )
             )
     return found
 

@@ -15,17 +15,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
-from cgd_wrap.escaping import printable
 from cgd_wrap.functional import share_by_class
 from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.doubts import LISTED, Doubt
 from cgd_wrap.split.label_scores import LabelScores
 
-LISTED = 8  # classes in one message, at most
+COMPARE = "Leave out the one that you trust less, and compare."
 
 
 def disagreement(
     figures: ClipAgreement, num_classes: int, calibration: Calibration = DEFAULT
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of CLIPs that agree with hardly more labels than chance would.
 
     Args:
@@ -36,9 +36,12 @@ def disagreement(
     chance = 1 / num_classes
     least = chance + calibration.least_agreement * (1 - chance)
     return [
-        f"{name}'s first choice is the given label for only {agreement:.1%} of the samples "
-        f"(chance: {chance:.1%}). Are the class names in the labels' order, and does this CLIP "
-        "know them? The split is not to be trusted."
+        Doubt(
+            "clip_does_not_know_classes",
+            f"{name}'s first choice is the given label for only {agreement:.1%} of the samples "
+            f"(chance: {chance:.1%}): the split is not to be trusted.",
+            "Are the class names in the labels' order, and does this CLIP know them?",
+        )
         for name, agreement in zip(figures.names, figures.agreement, strict=True)
         if agreement < least
     ]
@@ -50,7 +53,7 @@ def unknown_classes(
     labels: Int[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of classes whose samples don't get the class' name from CLIP, as other classes' do.
 
     A class is listed in two cases:
@@ -93,11 +96,15 @@ def unknown_classes(
     )
     more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
     return [
-        f"{name} doesn't give these classes their name: {described}{more}; the median class gets "
-        f"it for {float(share[known].median()):.0%} of its samples. In these classes right labels "
-        "look wrong, and suspicions and clean split are not to be trusted. Are the names in the "
-        "labels' order? Try other class_names, or several prompts (prompts='openai'), or another "
-        "CLIP."
+        Doubt(
+            "clip_does_not_know_classes",
+            f"{name} doesn't give these classes their name: {described}{more}; the median class "
+            f"gets it for {float(share[known].median()):.0%} of its samples. In these classes "
+            "right labels look wrong, and suspicions and clean split are not to be trusted.",
+            "Are the names in the labels' order? Try other class_names, or several prompts "
+            "(prompts='openai'), or another CLIP.",
+            tuple(sorted(lost)),
+        )
     ]
 
 
@@ -129,7 +136,7 @@ def names_given_too_often(
     labels: Int[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of class names that CLIP gives to far more samples than have the class' label.
 
     The share of samples that get a name is compared with the share that has the label, or with an
@@ -149,9 +156,14 @@ def names_given_too_often(
     greedy = given > calibration.greedy_times * fair
     greedy &= given - fair > calibration.greedy_excess
     return [
-        f"{name} takes {float(given[label]):.0%} of the samples for {class_names[label]!r}, "
-        f"{float(labelled[label]):.0%} are labelled so: is the name too general, or does it stand "
-        "for something else, too? Try a more exact name, or several prompts (prompts='openai')."
+        Doubt(
+            "name_given_too_often",
+            f"{name} takes {float(given[label]):.0%} of the samples for {class_names[label]!r}, "
+            f"{float(labelled[label]):.0%} are labelled so: is the name too general, or does it "
+            "stand for something else, too?",
+            "Try a more exact name, or several prompts (prompts='openai').",
+            (label,),
+        )
         for label in greedy.nonzero().squeeze(1).tolist()[:LISTED]
     ]
 
@@ -162,7 +174,7 @@ def discord(
     labels: Int[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of two CLIPs that agree too little with each other, or of which only one knows a class.
 
     If their errors were independent, two CLIPs that agree with shares a and b of the labels would
@@ -176,7 +188,7 @@ def discord(
         class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
-    found = []
+    found: list[Doubt] = []
     shares = [share_by_class(one_scores.choice == labels, labels) for one_scores in scores]
     size = torch.bincount(labels)
     for one, other in permutations(range(len(scores)), 2):
@@ -184,12 +196,12 @@ def discord(
         agreement = figures.agreement[one], figures.agreement[other]
         both = float((scores[one].choice == scores[other].choice).double().mean())
         if one < other and both < agreement[0] * agreement[1] - calibration.discord:
-            found.append(
+            why = (
                 f"{names[0]} and {names[1]} agree with {agreement[0]:.0%} and {agreement[1]:.0%} "
                 f"of the labels, but with each other on only {both:.0%} of the samples: one of "
-                "them may be backdoored, or not know some classes. Leave out the one that you "
-                "trust less, and compare."
+                "them may be backdoored, or not know some classes."
             )
+            found.append(Doubt("clips_disagree", why, COMPARE))
         gap = shares[one] - shares[other]
         unusual = gap - max(0.0, agreement[0] - agreement[1]) >= calibration.unusual_gap
         apart = (
@@ -199,9 +211,15 @@ def discord(
             .tolist()
         )
         found += [
-            f"{names[0]} agrees with {float(shares[one][label]):.0%} of the labels "
-            f"{class_names[label]!r}, {names[1]} with {float(shares[other][label]):.0%}: either "
-            "the second doesn't know this class, or the first is backdoored and vouches for poison."
+            Doubt(
+                "clips_disagree",
+                f"{names[0]} agrees with {float(shares[one][label]):.0%} of the labels "
+                f"{class_names[label]!r}, {names[1]} with {float(shares[other][label]):.0%}: "
+                "either the second doesn't know this class, or the first is backdoored and "
+                "vouches for poison.",
+                COMPARE,
+                (label,),
+            )
             for label in apart[:LISTED]
         ]
     return found
@@ -214,7 +232,7 @@ def shared_backdoor(
     poison: Float[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
+) -> list[Doubt]:
     """Warn of CLIPs that agree with the labels of samples that look poisoned, where others don't.
 
     Args:
@@ -227,7 +245,7 @@ def shared_backdoor(
     """
     if len(scores) < 2:
         return []
-    found = []
+    found: list[Doubt] = []
     for label in labels[poison > calibration.sure_of_poison].unique().tolist():
         members = (poison > calibration.sure_of_poison) & (labels == label)
         shares = [float((v.choice[members] == label).double().mean()) for v in scores]
@@ -235,10 +253,14 @@ def shared_backdoor(
         if int(members.sum()) < calibration.fewest_named or shares[least] > calibration.contradicts:
             continue
         found += [
-            f"{name} takes {share:.0%} of the {int(members.sum())} samples labelled "
-            f"{class_names[label]!r} that look poisoned for just that, {names[least]} "
-            f"{shares[least]:.0%}: {name} may itself be backdoored with the same trigger. Leave it "
-            "out."
+            Doubt(
+                "clip_may_be_backdoored",
+                f"{name} takes {share:.0%} of the {int(members.sum())} samples labelled "
+                f"{class_names[label]!r} that look poisoned for just that, {names[least]} "
+                f"{shares[least]:.0%}: {name} may itself be backdoored with the same trigger.",
+                "Leave it out.",
+                (label,),
+            )
             for name, share in zip(names, shares, strict=True)
             if share >= calibration.vouches
         ]
@@ -253,8 +275,8 @@ def clip_warnings(
     poison: Float[Tensor, "n"],
     class_names: Sequence[str],
     calibration: Calibration = DEFAULT,
-) -> list[str]:
-    """Collect all warnings of this module about a scan's CLIPs, as messages.
+) -> list[Doubt]:
+    """Collect all warnings of this module about a scan's CLIPs.
 
     Args:
         figures: agreement of the scan's CLIPs.
@@ -274,4 +296,4 @@ def clip_warnings(
     if len(seen) > 1:
         found += discord(figures, seen, labels, class_names, calibration)
         found += shared_backdoor(figures.names, seen, labels, poison, class_names, calibration)
-    return [printable(warning) for warning in found]
+    return found

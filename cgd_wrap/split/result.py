@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,15 +13,18 @@ from torch import Tensor
 from cgd_wrap.config import CGDConfig
 from cgd_wrap.errors import DatasetError
 from cgd_wrap.functional import Split
+from cgd_wrap.models.class_knowledge import class_knowledge
 from cgd_wrap.scan.stored_logits import StoredLogits, members_of
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.clip_groups import fast_groups
 from cgd_wrap.split.clip_warnings import clip_warnings
+from cgd_wrap.split.doubts import Doubt, preconditions
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.split.label_scores import LabelScores, all_bad, contradicting_most
 from cgd_wrap.split.revision import hold_out, revised
 from cgd_wrap.split.suspicion import Suspicion
+from cgd_wrap.split.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class ScanResult:
 
     Attributes:
         labels: the given labels, int64 [N].
+        class_names: names of the classes, in the order of the labels.
         entropy_map: scores and ranks of each sample.
         split: clean, triggered and mixed samples.
         held_out: clean samples that are kept out of training, bool [N].
@@ -40,14 +45,17 @@ class ScanResult:
         poison_probability: probability that each sample is poisoned, float32 [N] in [0, 1]; 0 in
             classes that aren't suspected.
         bad: samples that can't be used: index -> [reason, message, path].
-        warnings: messages that CLIPs can't be trusted.
+        doubts: what the CLIPs' scores say against trusting them.
         class_knowledge: how well the model that is to be trained knew the classes when the scan
             ended: 0 for a guess, 1 if all clean samples are classified right. None: no setting
             depends on the knowledge, which wasn't measured.
+        suspicious_knowledge: the same of the suspicious model and all given labels. None: not
+            known, as the scan was saved by an older version.
         config: the configuration that the scan was made with.
     """
 
     labels: Int[Tensor, "n"]
+    class_names: tuple[str, ...]
     entropy_map: EntropyMap
     split: Split
     held_out: Bool[Tensor, "n"]
@@ -56,9 +64,30 @@ class ScanResult:
     poison_estimate: PoisonEstimate
     poison_probability: Float[Tensor, "n"]
     bad: Mapping[int, list[str | None]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    doubts: tuple[Doubt, ...] = ()
     class_knowledge: float | None = None
+    suspicious_knowledge: float | None = None
     config: CGDConfig = field(default_factory=CGDConfig)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Messages that CLIPs can't be trusted."""
+        return [doubt.text for doubt in self.doubts]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the scan says, with all that speaks against trusting it."""
+        readable = torch.ones(len(self.labels), dtype=torch.bool)
+        readable[list(self.bad)] = False
+        calibration = self.config.calibration
+        missing = preconditions(
+            self.labels, readable, self.split.clean, self.class_names, self.suspicious_knowledge,
+            calibration,
+        )  # fmt: skip
+        return Verdict.of(
+            self.poison_estimate, self.labels, readable, self.poison_probability,
+            self.class_names, (*self.doubts, *missing), calibration,
+        )  # fmt: skip
 
     @property
     def trained(self) -> bool:
@@ -136,17 +165,18 @@ class ScanResult:
             auto=config.sigma == "auto",
         )  # fmt: skip
         figures = ClipAgreement.of(clip_names, scores, labels, valid)
-        warnings = clip_warnings(
+        doubts = clip_warnings(
             figures, scores, labels, valid, poison, class_names, config.calibration
         )
         honest = valid & ~suspicion.suspected[labels]
         for name, one, one_scores in zip(clip_names, members_of(clip), scores, strict=True):
             agreed = honest & (one_scores.choice == labels)
-            warnings += fast_groups(
+            doubts += fast_groups(
                 name, one, labels, agreed, ranks[1], class_names, config.calibration
             )
         return cls(
             labels=labels,
+            class_names=tuple(class_names),
             entropy_map=entropy_map,
             split=split,
             held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
@@ -155,7 +185,8 @@ class ScanResult:
             poison_estimate=estimate_poison(labels, suspicion, valid),
             poison_probability=poison.float(),
             bad=bad,
-            warnings=warnings,
+            doubts=tuple(doubts),
+            suspicious_knowledge=class_knowledge(suspect.choice[valid], labels[valid]),
             config=config,
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.config.calibration import VERDICT, thresholds
 from cgd_wrap.errors import CacheMismatchError, StoredFileError
 from cgd_wrap.escaping import brief
 from cgd_wrap.files import FORMAT, agreed, check_fingerprint
@@ -21,6 +22,7 @@ from cgd_wrap.randomness import plain_torch
 from cgd_wrap.scan.subject import Subject
 from cgd_wrap.sealed import read_sealed, write_sealed
 from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.doubts import Doubt
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate
 from cgd_wrap.split.result import ScanResult
@@ -34,6 +36,7 @@ DECIDING = (
     "sigma", "sigma_clean", "sigma_triggered", "sigma_slow", "corner_cut", "poison_cut",
     "holdout_fraction", "scaled_clip_logits", "reference_scores",
 )  # fmt: skip
+WEIGHING = [name for name, one in thresholds().items() if one.part == VERDICT]
 
 
 def saved_identity(subject: Subject, config: CGDConfig) -> dict[str, Any]:
@@ -72,8 +75,9 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
         "config": config.replace(**decided).as_dict(),
         "teachers": asdict(result.teachers),
         "poison_estimate": result.poison_estimate.as_dict(),
-        "warnings": result.warnings,
+        "doubts": [asdict(doubt) for doubt in result.doubts],
         "class_knowledge": result.class_knowledge,
+        "suspicious_knowledge": result.suspicious_knowledge,
         "bad": {str(index): reason for index, reason in result.bad.items()},
     }
     write_sealed(folder / FILE, tensors, PLACE, notes)
@@ -105,7 +109,9 @@ def load_result(folder: Path, subject: Subject, config: CGDConfig) -> ScanResult
     tensors, stored = read_saved(folder)
     identity = json.loads(json.dumps(saved_identity(subject, config)))
     with _well_formed(folder):
-        found = dict(stored["identity"])
+        # What weighs a scan's figures when they are read decided nothing in an older one.
+        newer = {name: identity[name] for name in map("calibration.{}".format, WEIGHING)}
+        found = newer | dict(stored["identity"])
         wanted = agreed(found, identity)
     check_fingerprint(
         folder, found, wanted,
@@ -122,21 +128,33 @@ def _result_of(
         kind: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(kind + ".")}
         for kind in ("map", "split")
     }
-    known = stored["class_knowledge"]
+    known, learned = stored["class_knowledge"], stored.get("suspicious_knowledge")
     result = ScanResult(
         labels=subject.labels,
+        class_names=tuple(subject.class_names),
         entropy_map=EntropyMap(**parts["map"]),
         split=Split(**parts["split"]),
         **{name: tensors[name] for name in STORED},
         teachers=ClipAgreement.from_dict(stored["teachers"]),
         poison_estimate=PoisonEstimate.from_dict(stored["poison_estimate"]),
         bad={int(index): reason for index, reason in stored["bad"].items()},
-        warnings=[str(warning) for warning in stored["warnings"]],
+        doubts=tuple(_doubts_of(stored)),
         class_knowledge=None if known is None else float(known),
+        suspicious_knowledge=None if learned is None else float(learned),
         config=config,
     )
     _check_shapes(result, len(subject.class_names))
     return result
+
+
+def _doubts_of(stored: dict[str, Any]) -> Iterator[Doubt]:
+    """Read the doubts of a saved result; an older version saved them as mere warnings."""
+    if "doubts" in stored:
+        for doubt in stored["doubts"]:
+            yield Doubt(**{**doubt, "classes": tuple(map(int, doubt["classes"]))})
+        return
+    for warning in stored["warnings"]:
+        yield Doubt("warned_by_an_older_version", str(warning), "Scan again, to have it weighed.")
 
 
 def _check_shapes(result: ScanResult, classes: int) -> None:

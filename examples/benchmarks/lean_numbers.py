@@ -77,7 +77,8 @@ def judged(labels: Tensor, clip: Tensor, fast: Tensor) -> Any:
         corner_cut=config.corner_cut, poison_cut=config.poison_cut, auto=True,
     )  # fmt: skip
     return ScanResult(
-        labels=labels, entropy_map=placed, split=split,
+        labels=labels, class_names=tuple(f"class {k}" for k in range(int(labels.max()) + 1)),
+        entropy_map=placed, split=split,
         held_out=hold_out(labels, split.clean, config.holdout_fraction, config.seed),
         teacher=torch.empty(0, int(labels.max()) + 1),
         teachers=ClipAgreement(("CLIP",), (0.9,)),

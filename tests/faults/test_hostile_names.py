@@ -91,7 +91,10 @@ def test_the_scans_log_and_warnings(told, capsys):
 def test_suspected_classes_are_logged_escaped(told):
     guard = CGDGuard(network(), Hostile(60), clip=ByColour(), config=CONFIG, progress=False).scan()
     suspects = tuple(SuspectedClass(label, 0.9, 0.5) for label in range(3))
-    announce(replace(guard.result, poison_estimate=PoisonEstimate(0.5, suspects)), HOSTILE, CONFIG)
+    found = PoisonEstimate(0.5, suspects)
+    announce(
+        replace(guard.result, poison_estimate=found, suspicious_knowledge=1.0), HOSTILE, CONFIG
+    )
     assert_harmless(told.text, r"aim at bee \x1b[2J\x1b[H: 50.0%", r"aim at cat\x0aINFO No sign")
 
 

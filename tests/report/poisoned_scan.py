@@ -63,7 +63,8 @@ def result_of(entropy_map: EntropyMap, labels: Tensor, **changes: Any) -> ScanRe
     suspicion = Suspicion.of(labels, *ranks, split.triggered)
     return ScanResult(
         **{
-            "labels": labels, "entropy_map": entropy_map, "split": split,
+            "labels": labels, "class_names": tuple(NAMES),
+            "entropy_map": entropy_map, "split": split,
             "held_out": torch.zeros_like(split.clean),
             "teacher": torch.zeros(int(split.triggered.sum()), len(NAMES)),
             "teachers": ClipAgreement(("CLIP",), (0.8,)),

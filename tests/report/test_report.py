@@ -19,6 +19,7 @@ from cgd_wrap.functional import Split
 from cgd_wrap.report import Report, write_report
 from cgd_wrap.report.classes import class_rows, most_suspicious
 from cgd_wrap.split.clip_agreement import ClipAgreement
+from cgd_wrap.split.doubts import Doubt
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass
 
@@ -112,28 +113,47 @@ def test_bare_report_on_few_samples(tmp_path: Path) -> None:
     assert page.tags.count("img") == 1
     assert "None: under no label" in page.text
     assert "Measured" not in page.text
+    shown = " ".join(page.text.split())
+    first = shown.index(
+        "Verdict: undecided Undecided whether there is an attack: there are too few"
+    )
+    assert first < shown.index("Every training sample is ranked")
+    assert "Whatever is said here is not to be trusted" in shown
 
 
 def test_warnings_of_clip_come_first_and_are_escaped(scan: Scan, tmp_path: Path) -> None:
     teachers = ClipAgreement(("CLIP 1 (<i>)", "CLIP 2 (b)"), (0.91, 0.4), 0.37, 0.11, 4)
-    warnings = ["CLIP almost never gives <script>alert(1)</script> its name", "a \u202egpj"]
-    result = scan.result(warnings=warnings, teachers=teachers)
+    doubts = (
+        Doubt("clips_disagree", "CLIP never gives <script>alert(1)</script> its name.", "<b>!"),
+        Doubt("name_given_too_often", "a \u202egpj", "Name it <i>so</i>."),
+    )
+    result = scan.result(doubts=doubts, teachers=teachers)
     files = write_report(Report(result, NAMES), tmp_path)
     text = files["page"].read_text("utf-8")
     page = Page(text)
     assert "script" not in page.tags
     assert "\u202e" not in text
     shown = " ".join(page.text.split())
-    assert shown.index("Can CLIP be trusted here?") < shown.index("Suspected target classes")
+    places = [shown.index(part) for part in (
+        "Verdict: suspected An attack seems to aim at <script>alert(1)</script>",
+        "CLIP never gives",
+        "Can CLIP be trusted here?", r"a \u202egpj Name it <i>so</i>.", "Suspected target classes",
+    )]  # fmt: skip
+    assert places == sorted(places)
     for sentence in (
-        "CLIP almost never gives <script>alert(1)</script> its name",
+        "CLIP never gives <script>alert(1)</script> its name. <b>!",
         "CLIP 1 (<i>) agrees with 91.0% of the labels.",
         "All of them choose the same class for 37.0% of the samples; least often for those "
         "labelled '{{ 7*7 }}{% raw %}', 11.0%.",
     ):
         assert sentence in shown
     summary = json.loads(files["summary"].read_text())
-    assert summary["warnings"] == warnings
+    assert summary["warnings"] == [doubt.text for doubt in doubts]
+    assert summary["verdict"] == json.loads(json.dumps(result.verdict.as_dict()))
+    assert [why["code"] for why in summary["verdict"]["reasons"]] == [
+        "clips_disagree",
+        "too_few_samples",
+    ]
     assert summary["teachers"]["agreement"] == [0.91, 0.4]
     assert summary["teachers"]["lowest_class"] == 4
 

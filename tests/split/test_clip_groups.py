@@ -59,7 +59,7 @@ def test_two_groups_are_those_that_lie_apart():
 def test_a_fast_group_apart_is_warned_of(tmp_path, vouched_for):
     clip = stored(tmp_path, "features", features(vouched_for))
     rank = ranks(slice(EACH - vouched_for, EACH))
-    [text] = fast_groups("CLIP", clip, LABELS, EVERY, rank, NAMES)
+    [text] = [doubt.text for doubt in fast_groups("CLIP", clip, LABELS, EVERY, rank, NAMES)]
     assert f"{vouched_for / EACH:.0%} of the samples labelled 'a'" in text
     assert "may itself be backdoored" in text
     looked_at = EVERY & (LABELS == 1)

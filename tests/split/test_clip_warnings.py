@@ -39,7 +39,10 @@ def warnings_of(
     figures = ClipAgreement.of(names, verdicts, labels, valid)
     if poison is None:
         poison = torch.zeros(len(labels), dtype=torch.float64)
-    return clip_warnings(figures, verdicts, labels, valid, poison, NAMES)
+    found = clip_warnings(figures, verdicts, labels, valid, poison, NAMES)
+    hints = " ".join(doubt.text for doubt in found if doubt.is_hint)
+    assert not any(word in hints for word in ("trusted", "backdoored", "doesn't", "not know"))
+    return [doubt.text for doubt in found]
 
 
 def poisoned_labels(truth: Tensor, rate: float, target: int = 0) -> Tensor:
@@ -113,7 +116,7 @@ def test_many_unknown_classes_are_counted():
     names = [f"c{label}" for label in range(60)]
     labels = torch.arange(60).repeat_interleave(40)
     choice = torch.where(labels < 20, labels + 30, labels)
-    [text] = unknown_classes("CLIP", choice, labels, names)
+    [text] = [doubt.text for doubt in unknown_classes("CLIP", choice, labels, names)]
     assert "'c7'" in text
     assert "and 12 more" in text
     assert "'c8'" not in text

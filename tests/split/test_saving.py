@@ -14,7 +14,7 @@ from cgd_wrap import CacheMismatchError, CGDConfig, CGDGuard
 from cgd_wrap.config.calibration import DEFAULT, Calibration, thresholds
 from cgd_wrap.errors import StoredFileError
 from cgd_wrap.sealed import read_sealed, write_sealed
-from cgd_wrap.split.saving import DECIDING, FILE, PLACE
+from cgd_wrap.split.saving import DECIDING, FILE, PLACE, WEIGHING
 
 
 def scanned(config: CGDConfig) -> CGDGuard:
@@ -41,6 +41,8 @@ def loaded(saved: tuple[CGDGuard, Path], **changes: object) -> CGDGuard:
 
 def test_what_was_saved_comes_back(saved: tuple[CGDGuard, Path]) -> None:
     guard, found = saved[0], loaded(saved)
+    assert found.verdict == guard.verdict
+    assert found.result.doubts == guard.result.doubts
     assert torch.equal(found.split.clean, guard.split.clean)
     assert found.poison_estimate == guard.poison_estimate
     assert found.result.config == guard.config
@@ -97,9 +99,44 @@ def test_what_decided_is_saved_whatever_the_configuration_has_become(tmp_path: P
     assert found.config.calibration == DEFAULT
 
 
+def test_the_verdict_of_a_resumed_and_of_a_loaded_scan_is_the_same(tmp_path: Path) -> None:
+    guards = [
+        CGDGuard(
+            tiny_net(), tensors(), NAMES, clip=TintReader(), config=quick_config(),
+            cache_dir=tmp_path / "cache", progress=False,
+        ).scan()
+        for _ in range(2)
+    ]  # fmt: skip
+    guards[0].save(tmp_path)
+    guards.append(CGDGuard.load(tmp_path, tiny_net(), tensors(), class_names=NAMES))
+    first, *others = (guard.verdict for guard in guards)
+    assert first.reasons
+    assert all(other == first and other.sentence == first.sentence for other in others)
+
+
+def test_a_scan_of_an_older_version_comes_back_with_its_warnings(
+    saved: tuple[CGDGuard, Path], tmp_path: Path
+) -> None:
+    """It has no doubts, but the texts of warnings, and neither knowledge nor newer thresholds."""
+    found = read_sealed(saved[1] / FILE, PLACE)
+    assert found is not None
+    tensors, notes = found
+    del notes["doubts"], notes["suspicious_knowledge"]
+    notes["warnings"] = ["CLIP is weak."]
+    for name in WEIGHING:
+        del notes["identity"][f"calibration.{name}"], notes["config"]["calibration"][name]
+    write_sealed(tmp_path / FILE, tensors, PLACE, notes)
+    old = CGDGuard.load(tmp_path, saved[0].model, saved[0].base, class_names=NAMES)
+    assert old.result.warnings == ["CLIP is weak. Scan again, to have it weighed."]
+    assert old.result.suspicious_knowledge is None
+    assert old.verdict.status == "undecided"
+    assert old.verdict.reasons[0].code == "warned_by_an_older_version"
+    assert "suspicious_model_has_not_learned" not in {why.code for why in old.verdict.reasons}
+
+
 STRANGE: dict[str, Any] = {
     "format": "two", "identity": [1], "config": {"evil": 1}, "teachers": {}, "poison_estimate": {},
-    "warnings": 3, "class_knowledge": "much", "bad": {"x": []},
+    "doubts": 3, "class_knowledge": "much", "bad": {"x": []},
     "split.clean": torch.ones(9, dtype=torch.bool), "split.mixed": torch.zeros(7, 7),
     "split.other": torch.zeros(3), "map.clip_rank": torch.zeros(9), "held_out": torch.zeros(9),
     "poison_probability": torch.zeros(9), "teacher": torch.zeros(1, 1),
