@@ -17,7 +17,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 LAUNCHER = Path(__file__).parents[2] / "integrations" / "timm"
-SETTINGS = ("suspicious_epochs=1", "suspicious_batch_size=32", "allow_missing_classes=True")
+SETTINGS = (
+    "suspicious_network=copy", "suspicious_epochs=1", "suspicious_batch_size=32",
+    "allow_missing_classes=True",
+)  # fmt: skip
 COMMON = (
     "--device", "cpu", "-j", "0", "--input-size", "3", "32", "32", "--epochs", "2",
     "--warmup-epochs", "0", "--lr", "0.05", "--model", "test_vit", "--model-kwargs", "img_size=32",

@@ -36,7 +36,9 @@ def shapes_guard(attack: Attack | None = None, names=None, cache=None) -> CGDGua
     )  # fmt: skip
     return CGDGuard(
         small(), data, names, clip=CLIP, cache_dir=cache, progress=False,
-        config=CGDConfig(allow_missing_classes=True, suspicious_epochs=1),
+        config=CGDConfig(
+            allow_missing_classes=True, suspicious_network="copy", suspicious_epochs=1
+        ),
     )  # fmt: skip
 
 
