@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import statistics
 import subprocess
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--here", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    logging.getLogger("cgd_wrap").setLevel(logging.ERROR)  # random networks know no classes
     model = network(1)
     if args.here:
         PartialState(cpu=True).wait_for_everyone()
