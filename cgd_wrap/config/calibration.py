@@ -227,7 +227,7 @@ class Calibration:
     least_learned: float = threshold(
         0.25, VERDICT, "balanced accuracy, from chance (0) to perfect (1)",
         """Below this, how fast a label was learned says nothing. On 2,000 images three networks
-        (ours, ResNet-9, ResNet-18) had 0.01 to 0.19 by 1 or 2 epochs, 0.43 to 0.67 by five.""",
+        (ours, ResNet-9, ResNet-18) had 0.01 to 0.19 by 1 or 2 epochs, 0.43 to 0.66 by five.""",
         data="CIFAR-10 and 20 classes of Tiny ImageNet, clean and under BadNets at 5%",
     )  # fmt: skip
     fewest_scanned: float = threshold(

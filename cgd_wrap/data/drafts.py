@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from io import BytesIO
 from typing import Any
 
 from PIL import Image, ImageOps
 
+from cgd_wrap.data.pixels import open_encoded
 from cgd_wrap.data.sources import ReaderImages, TableImages, getitem_home, rebuilt
 from cgd_wrap.data.transforms import passthrough
 
@@ -98,10 +98,9 @@ class _DraftedTable(TableImages):
         return {self.image: value}
 
     def _decoded(self, value: dict[str, Any]) -> Any:
-        data, path = value["bytes"], value["path"]
-        if data is None and not os.path.isfile(path or ""):  # in the network
+        if value["bytes"] is None and not os.path.isfile(value["path"] or ""):  # in the network
             return self.feature.decode_example(value)
-        with Image.open(path if data is None else BytesIO(data)) as opened:
+        with open_encoded(value) as opened:
             image = draft(opened, self.edge)
             image.load()
             if image.getexif().get(ORIENTATION) is not None:

@@ -24,6 +24,7 @@ import numpy as np
 import open_clip
 import timm
 import torch
+from measuring import seconds_of
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -94,25 +95,23 @@ def random_clip(folder: Path, architecture: str) -> tuple[str, int]:
     return f"local-dir:{folder}", counter.get_total_flops()
 
 
-def seconds_of(work: Callable[[], Any], tries: int, device: torch.device) -> list[float]:
+def seconds_on(device: torch.device, work: Callable[[], Any], tries: int) -> list[float]:
     """Seconds of each of several tries, with all that the device has to do for it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    found = []
-    for _ in range(tries):
-        wait()
-        start = time.perf_counter()
+
+    def whole() -> None:
         work()
-        wait()
-        found.append(time.perf_counter() - start)
-    return found
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return seconds_of(whole, tries)
 
 
 def product_rate(device: torch.device, size: int) -> float:
     """Operations a second of a product of two square matrices, in bf16 on a GPU."""
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    seconds_of(lambda: a @ b, 3, device)
-    return 2 * size**3 / min(seconds_of(lambda: a @ b, 10, device))
+    seconds_on(device, lambda: a @ b, 3)
+    return 2 * size**3 / min(seconds_on(device, lambda: a @ b, 10))
 
 
 def scan_rate(clip: str, data: Any, workers: int, batch: int, device: torch.device) -> float:
@@ -176,7 +175,7 @@ def step_ratio(
         work()
     ratios = []
     for _ in range(tries):
-        (without,), (with_guard,) = (seconds_of(work, 1, device) for work in works)
+        (without,), (with_guard,) = (seconds_on(device, work, 1) for work in works)
         ratios.append(with_guard / without)
     return ratios
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cgd_wrap import CGDConfig
 from cgd_wrap.attacks.catalogue import attack_of
 from cgd_wrap.attacks.poisoning import PoisonedDataset
-from cgd_wrap.functional.scores import label_nll, normalised_rank
+from cgd_wrap.functional.scores import auroc, label_nll, normalised_rank
 from cgd_wrap.models.suspicious_network import SuspiciousNetwork
 from cgd_wrap.models.weights import fresh_copy
 from cgd_wrap.processes import Runtime
@@ -55,13 +55,6 @@ def variant(name: str, classes: int) -> tuple[Callable[[], nn.Module], int]:
 
     architecture = kind.removeprefix("copy:")
     return (lambda: Scaled(timm.create_model(architecture, num_classes=classes))), int(side)
-
-
-def auroc(scores: Tensor, positive: Tensor) -> float:
-    """How often a positive sample has the lower score."""
-    ranks = normalised_rank(scores) * len(scores)
-    ahead = float(ranks[positive].sum()) - positive.sum().item() * (positive.sum().item() + 1) / 2
-    return 1 - ahead / (positive.sum().item() * (~positive).sum().item())
 
 
 def in_bytes(data: Any, side: int) -> Tensor:
@@ -118,7 +111,7 @@ def main() -> None:
                 fast = normalised_rank(nll)[planted] <= 0.1
                 hits = (logits.argmax(1) == labels).double().mean()
                 cells.append(
-                    f" {auroc(nll[same], planted[same]):.3f}, {100 * fast.double().mean():.0f}% "
+                    f" {auroc(-nll[same], planted[same]):.3f}, {100 * fast.double().mean():.0f}% "
                     f"({100 * hits:.0f}%, {seconds:.0f} s) |"
                 )
             print(f"| {name} | {100 * rate:g}% |{''.join(cells)}", flush=True)
