@@ -31,8 +31,9 @@ class ByBrightness:
 
 
 def quick(**changes):
-    numbers = {"epochs": 2, "suspicious_epochs": 1, "batch_size": 32, "holdout_fraction": 0.1}
-    return CGDConfig(**(numbers | {"suspicious_batch_size": 32} | changes))
+    numbers = {"epochs": 2, "batch_size": 32, "holdout_fraction": 0.1}
+    brief = {"suspicious_epochs": 1, "suspicious_batch_size": 32, "suspicious_side": 16}
+    return CGDConfig(**(numbers | brief | changes))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,9 @@ from cgd_wrap.models.small_resnet import small_resnet
 
 SIZE = 120
 DRILLED = 240  # enough to learn a backdoor from
-QUICK = CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True, batch_size=64)
+QUICK = CGDConfig(
+    suspicious_epochs=1, suspicious_side=16, epochs=1, allow_missing_classes=True, batch_size=64
+)
 
 
 def guard_of(size: int = SIZE, **options) -> CGDGuard:

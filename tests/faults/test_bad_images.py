@@ -20,7 +20,9 @@ from cgd_wrap.errors import BadSampleError, DatasetError
 from cgd_wrap.train.tags import is_tagged, tagged_index
 
 TRANSFORM = v2.Compose([v2.Resize((24, 24)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-CONFIG = CGDConfig(suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True)
+CONFIG = CGDConfig(
+    suspicious_epochs=1, suspicious_batch_size=32, suspicious_side=16, allow_missing_classes=True
+)
 RECORD = CONFIG.replace(on_bad_sample="record", max_bad_fraction=0.2)
 
 

@@ -17,7 +17,9 @@ from cgd_wrap.errors import CacheMismatchError, ClipLoadError, DatasetError
 from cgd_wrap.models.small_resnet import small_resnet
 
 N = 60
-CONFIG = CGDConfig(suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True)
+CONFIG = CGDConfig(
+    suspicious_epochs=1, suspicious_batch_size=32, suspicious_side=16, allow_missing_classes=True
+)
 
 
 class Changed(Pictures):

@@ -23,8 +23,9 @@ from cgd_wrap.models.small_resnet import small_resnet
 
 N = 60
 RAISE = CGDConfig(
-    suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True, sample_timeout=0.7
-)
+    suspicious_epochs=1, suspicious_batch_size=32, suspicious_side=16,
+    allow_missing_classes=True, sample_timeout=0.7,
+)  # fmt: skip
 RECORD = RAISE.replace(on_bad_sample="record", max_bad_fraction=0.1)
 
 

@@ -39,7 +39,9 @@ CLEAR = "\x1b[2J\x1b[H"
 FORGED = "cat\nINFO No sign of an attack: no class stands out."
 TURNED = "photo\u202egnp.exe"
 HOSTILE = [f"ant {TITLE}", f"bee {CLEAR}", FORGED + TURNED]
-CONFIG = CGDConfig(suspicious_epochs=1, suspicious_batch_size=32, allow_missing_classes=True)
+CONFIG = CGDConfig(
+    suspicious_epochs=1, suspicious_batch_size=32, suspicious_side=16, allow_missing_classes=True
+)
 TRANSFORM = v2.Compose([v2.Resize((16, 16)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 

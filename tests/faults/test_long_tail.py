@@ -39,7 +39,7 @@ class ShadeClip:
 @pytest.fixture(scope="module")
 def guard() -> CGDGuard:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
-    config = CGDConfig(allow_missing_classes=True, suspicious_epochs=1, suspicious_runs=1)
+    config = CGDConfig(allow_missing_classes=True, suspicious_epochs=1, suspicious_side=16)
     return CGDGuard(model, Shades(), clip=ShadeClip(), config=config, progress=False).scan()
 
 

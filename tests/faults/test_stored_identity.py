@@ -292,7 +292,7 @@ def test_a_dataset_that_grew_before_it_is_saved_is_refused(tmp_path: Path) -> No
 
 def test_a_resumed_run_is_trained_by_the_same_numbers(tmp_path: Path) -> None:
     """Row 38: a model that has learned since the scan is no model to be repaired."""
-    config = CGDConfig(suspicious_batch_size=20, suspicious_epochs=1)
+    config = CGDConfig(suspicious_batch_size=20, suspicious_epochs=1, suspicious_side=16)
     assert config.depends_on_model
     model, data = tiny_net(), Counting()
     first = guard_of(data, model, config=config, cache_dir=tmp_path).scan().result

@@ -37,7 +37,8 @@ class Tinted(nn.Module):
 
 
 def guard_of(model: nn.Module, dataset=None, *, raw=None, **changes) -> CGDGuard:
-    config = CGDConfig(suspicious_batch_size=20, batch_size=32, **changes)
+    quick = {"suspicious_network": "copy", "suspicious_epochs": 1, "suspicious_batch_size": 20}
+    config = CGDConfig(batch_size=32, **quick, **changes)
     return CGDGuard(
         model, tensors() if dataset is None else dataset, NAMES, clip=TintReader(), config=config,
         clip_dataset=raw, progress=False,

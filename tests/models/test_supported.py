@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tiny_data import NAMES, Items, TintReader, pictures, stack, tensors, tiny_net
 from torch import nn
 
-from cgd_wrap import CGDGuard
+from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.models.supported import check_model, check_trainable
 from cgd_wrap.models.weights import fresh_copy
 
@@ -30,7 +30,10 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 def guard_of(model: nn.Module, data: object = None, **options: Any) -> CGDGuard:
     data = Items(tensors()) if data is None else data
-    return CGDGuard(model, data, NAMES, clip=TintReader(), progress=False, **options)
+    config = CGDConfig(suspicious_epochs=1, suspicious_side=16)
+    return CGDGuard(
+        model, data, NAMES, clip=TintReader(), config=config, progress=False, **options
+    )
 
 
 @pytest.mark.usefixtures("process_group")

@@ -181,7 +181,7 @@ def test_dicts_are_read_by_their_keys():
 def test_guard_fit_trains_on_dicts_and_ends_in_eval_mode(mixed_precision):
     rows = [{"pixel_values": image, "labels": label} for image, label in tensors()]
     config = CGDConfig(
-        suspicious_batch_size=20, batch_size=32, epochs=3, holdout_fraction=0.1,
+        suspicious_epochs=1, suspicious_side=16, batch_size=32, epochs=3, holdout_fraction=0.1,
         mixed_precision=mixed_precision, learning_rate=0.1, tolerance=100.0,
     )  # fmt: skip
     model = tiny_net()
@@ -200,7 +200,9 @@ def test_guard_fit_stops_by_the_users_validation_data():
     pixels, labels = pixels_and_labels()
     guard = CGDGuard(
         tiny_net(), tensors(), ["red", "green", "blue"], clip=TintReader(), progress=False,
-        config=CGDConfig(suspicious_batch_size=20, batch_size=32, holdout_fraction=0.0),
+        config=CGDConfig(
+            suspicious_epochs=1, suspicious_side=16, batch_size=32, holdout_fraction=0.0
+        ),
     ).scan()  # fmt: skip
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     validation = DataLoader(TensorDataset(images[:30], torch.tensor(labels[:30])), 10)
