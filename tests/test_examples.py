@@ -24,11 +24,11 @@ FIGURES = r"clean accuracy (\d+\.\d)%, attack success rate (\d+\.\d)%"
 FOUND = r"(\d+\.\d)% of the poison is in the triggered split, (\d+\.\d)% is left in the clean one"
 # Example -> options that make it quick, and what it prints at the end.
 QUICK = {
-    "quickstart": ("--size 100 --epochs 1", FIGURES),
-    "hf_trainer": ("--size 100 --epochs 1 --out {out}", FIGURES),
-    "timm_finetune": ("--size 100 --epochs 1", FIGURES),
-    "accelerate_ddp": ("--size 100 --epochs 1", FIGURES),
-    "lightning_module": ("--size 100 --epochs 1", FIGURES),
+    "quickstart": ("--size 70 --epochs 1", FIGURES),
+    "hf_trainer": ("--size 70 --epochs 1 --out {out}", FIGURES),
+    "timm_finetune": ("--size 70 --epochs 1", FIGURES),
+    "accelerate_ddp": ("--size 70 --epochs 1", FIGURES),
+    "lightning_module": ("--size 70 --epochs 1", FIGURES),
     "audit_only": ("--size 60 --attack blended --out {out}", FOUND),
     "own_clip": ("--size 60", FOUND),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.config.settings import REPAIRED
+from cgd_wrap.scan import store
 
 SCRIPT = str(TESTS / "guarded_run.py")
 THREE_UNITS = ["--demo-clip", "--size", "32", "--unit", "256", "--rows", "525"]
@@ -60,7 +61,7 @@ def test_any_number_of_processes_gives_the_same_bits(
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fresh_training_by_two_processes_is_reproducible(tmp_path: Path, fresh: bool) -> None:
     for name, afresh in (("a", False), ("b", fresh)):
-        launch(2, tmp_path / name, "--train", "--rows", "300", fresh=afresh)
+        launch(2, tmp_path / name, "--train", "--rows", "130", fresh=afresh)
     assert "suspicious/run-0.safetensors" in units(tmp_path / "a")
     assert units(tmp_path / "a") == units(tmp_path / "b")
     both = outcomes(tmp_path / "a") + outcomes(tmp_path / "b")
@@ -70,9 +71,9 @@ def test_fresh_training_by_two_processes_is_reproducible(tmp_path: Path, fresh: 
 
 def test_when_a_process_dies_the_others_finish_and_name_its_units(tmp_path: Path) -> None:
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    # 8 batches a unit: the process dies in its second one. No launcher, which would stop both.
-    options = ["--accelerate", "--rows", str(6 * 1024), "--timeout", "3"]
-    options += ["--dying-rank", "1", "--calls-until-death", "10"]
+    # 4 batches a unit: the process dies in its second one. No launcher, which would stop both.
+    options = ["--accelerate", "--rows", str(6 * 512), "--unit", "512", "--timeout", "3"]
+    options += ["--dying-rank", "1", "--calls-until-death", "6"]
     ranks = [
         start_python(SCRIPT, str(tmp_path), *options, RANK=str(rank), LOCAL_RANK=str(rank), **world)
         for rank in range(2)
@@ -105,8 +106,9 @@ def one_of_two(folder: str) -> None:
     assert accelerator.num_processes == 2
     # As in scripts that load a checkpoint on the main process, for DDP to hand on.
     model = ReadsColour(knows=accelerator.is_main_process)
+    store.UNIT_SIZE = 128
     guard = CGDGuard(
-        model, Pictures(1100, 8), clip=ByColour(), suspicious=network(),
+        model, Pictures(200, 8), clip=ByColour(), suspicious=network(),
         config=CGDConfig(allow_missing_classes=True), accelerator=accelerator, progress=False,
     ).scan()  # fmt: skip
     map_ = torch.stack([guard.entropy_map.clip_rank, guard.entropy_map.suspicious_rank])
@@ -119,7 +121,7 @@ def test_two_processes_share_a_temporary_cache_and_what_the_main_ones_model_know
 ) -> None:
     call_in_two(one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert first["map"].shape == (2, 1100)
+    assert first["map"].shape == (2, 200)
     assert torch.equal(first["map"], second["map"])
     assert not bool(first["map"].isnan().any())
     assert first["guidance"] == second["guidance"] == REPAIRED["guidance_weight"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from cgd_wrap.data.failures import bad_sample
-from cgd_wrap.data.paths import image_path
+from cgd_wrap.data.paths import ImagePaths, image_path
 from cgd_wrap.data.pixels import check_file
 from cgd_wrap.data.probes import spread
 from cgd_wrap.data.reading import SampleReader
@@ -41,7 +41,7 @@ class Samples(Dataset[Any]):
         self.check_files = (
             self.source is dataset
             and not is_table(locate(dataset, 0)[0])
-            and any(image_path(dataset, index) for index in probes_of(dataset))
+            and any(map(ImagePaths(dataset).of, probes_of(dataset)))
         )
 
     def __len__(self) -> int:

@@ -47,7 +47,8 @@ def passthrough(*args: Any, **kwargs: Any) -> Any:
 
 def class_transforms(dataset: Any, attributes: Mapping[str, Any]) -> set[str]:
     """Names of image transforms that are set on the class; an instance attribute can hide them."""
-    names = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
+    every = {name for kind in type(dataset).__mro__ for name in vars(kind)} - set(attributes)
+    names = {name for name in every if name.endswith(NAMES)}  # few: to read the others is slow
     values = {name: inspect.getattr_static(type(dataset), name) for name in names}
     code = {n for n, v in values.items() if inspect.isroutine(v) or inspect.isclass(v)}
     return {n for n in names - code if callable(values[n]) and is_image_transform(n, values[n])}

@@ -11,6 +11,7 @@ from launching import call_in_two
 from torch import Tensor
 
 from cgd_wrap import CGDConfig, CGDGuard
+from cgd_wrap.scan import store
 
 
 class Reversed(ByColour):
@@ -31,8 +32,9 @@ def one_of_two(folder: str) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("cgd_wrap").addHandler(handler)
+    store.UNIT_SIZE = 128
     guard = CGDGuard(
-        network(), Pictures(1100, 8), clip=[ByColour(), Reversed()], suspicious=network(),
+        network(), Pictures(200, 8), clip=[ByColour(), Reversed()], suspicious=network(),
         config=CGDConfig(allow_missing_classes=True), accelerator=accelerator,
         cache_dir=Path(folder) / "cache", progress=False,
     ).scan()  # fmt: skip

@@ -15,11 +15,14 @@ from cgd_wrap.scan.store import UnitStore
 
 SCRIPT = str(TESTS / "guarded_run.py")
 UNITS = 4
-ROWS = str((UNITS - 1) * 1024 + 60)
+SIZE = 256  # rows of a unit: two batches
+ROWS = (UNITS - 1) * SIZE + 60
+SLOWLY = ("--seconds", "0.2")
 
 
 def start(cache: Path, *options: str, fresh: bool = False) -> Popen[str] | WarmProcess:
-    return start_python(SCRIPT, str(cache), "--rows", ROWS, *options, fresh=fresh)
+    rows = ("--rows", str(ROWS), "--unit", str(SIZE))
+    return start_python(SCRIPT, str(cache), *rows, *options, fresh=fresh)
 
 
 def entered(folder: Path) -> dict[str, int]:
@@ -59,13 +62,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_killed_twice_and_resumed(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    process = start(tmp_path, "--seconds", "0.05")
+    process = start(tmp_path, *SLOWLY)
     stop_at(process, tmp_path / "clip", 2, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     clip = entered(tmp_path / "clip")
     assert 2 <= len(clip) < UNITS
 
-    process = start(tmp_path, "--seconds", "0.05")
+    process = start(tmp_path, *SLOWLY)
     stop_at(process, tmp_path / "suspicious", 1, signal.SIGKILL)
     suspicious = entered(tmp_path / "suspicious")
     assert 1 <= len(suspicious) < UNITS
@@ -79,8 +82,11 @@ def test_killed_twice_and_resumed(tmp_path: Path, uninterrupted: dict[str, bytes
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_leaves_whole_units_only(tmp_path: Path, how: int) -> None:
-    process = start(tmp_path, "--seconds", "0.05")
+def test_a_signal_leaves_whole_units_only(
+    tmp_path: Path, how: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_wrap.scan.store.UNIT_SIZE", SIZE)
+    process = start(tmp_path, *SLOWLY)
     errors = stop_at(process, tmp_path / "clip", 1, how)
     assert process.returncode != 0
     if how == signal.SIGINT:
@@ -89,7 +95,7 @@ def test_a_signal_leaves_whole_units_only(tmp_path: Path, how: int) -> None:
     manifest = read_json(tmp_path / "clip" / "manifest.json")
     assert manifest is not None
     fields = {k: v for k, v in manifest["fingerprint"].items() if k not in ("rows", "unit_size")}
-    store = UnitStore.open(tmp_path / "clip", int(ROWS), fields)
+    store = UnitStore.open(tmp_path / "clip", ROWS, fields)
     done = [int(name[:5]) for name in entered(tmp_path / "clip")]
     assert 1 <= len(done) < UNITS
     assert store.missing(done) == []
