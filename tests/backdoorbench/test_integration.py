@@ -73,7 +73,7 @@ def test_a_genuine_result_is_read_as_its_maker_checked_it(genuine):
 def test_the_script_runs_in_the_tree_of_a_genuine_result(genuine):
     settings = genuine / "config" / "defense" / "cgd" / "cifar10.yaml"
     with settings.open("a") as file:  # the demo's CLIP knows shapes, not CIFAR's classes
-        file.write("allow_missing_classes: true\nsuspicious_epochs: 1\n")
+        file.write("allow_missing_classes: true\nsuspicious_epochs: 1\nsuspicious_side: 16\n")
         file.write("max_batches_per_epoch: 1\n")
     arguments = [
         "--result_file", "badnet_small", "--yaml_path", "./config/defense/cgd/cifar10.yaml",

@@ -31,9 +31,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 def guard_of(model: nn.Module, data: object = None, **options: Any) -> CGDGuard:
     data = Items(tensors()) if data is None else data
     config = CGDConfig(suspicious_epochs=1, suspicious_side=16)
-    return CGDGuard(
-        model, data, NAMES, clip=TintReader(), config=config, progress=False, **options
-    )
+    return CGDGuard(model, data, NAMES, clip=TintReader(), config=config, progress=False, **options)
 
 
 @pytest.mark.usefixtures("process_group")
