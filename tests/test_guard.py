@@ -234,22 +234,23 @@ def test_guidance_doubts_a_label_that_clip_denies_by_its_probability_of_being_po
 def test_poison_that_was_learned_slowly_is_unlearned_by_its_probability(guard):
     triggered, config = guard.split.triggered, guard.config.replace(corner_power=8.0)
     given, rows = guard.targets[triggered], torch.arange(int(triggered.sum()))
+    suspect = int(given.mode().values)
     teacher = torch.zeros(len(rows), 3)
     teacher[rows, given] = -20.0
     fast, slow = (
         SampleTable.for_result(
             replace(
                 guard.result, teacher=teacher, poison_probability=torch.full((SIZE,), 0.9),
-                poison_estimate=PoisonEstimate(0.9, (SuspectedClass(1, 1.0, 0.9, only),)),
+                poison_estimate=PoisonEstimate(0.9, (SuspectedClass(suspect, 1.0, 0.9, only),)),
             ),
             config,
         ).tensors
         for only in (False, True)
     )  # fmt: skip
     before, after = (table["triggered_weight"][triggered] for table in (fast, slow))
-    assert bool((before[given == 1] < 0.9).any())
-    torch.testing.assert_close(after[given == 1], before[given == 1].clamp(min=0.9))
-    assert torch.equal(after[given != 1], before[given != 1])
+    assert bool((before[given == suspect] < 0.9).any())
+    torch.testing.assert_close(after[given == suspect], before[given == suspect].clamp(min=0.9))
+    assert torch.equal(after[given != suspect], before[given != suspect])
     assert torch.equal(slow["guidance_weight"], fast["guidance_weight"])
 
 
@@ -567,7 +568,7 @@ def test_another_number_of_outputs_is_refused_before_the_scan():
 
 @pytest.mark.parametrize("name", ["clip_dataset", "eval_dataset_view"])
 def test_a_view_of_another_length_is_refused(name):
-    with pytest.raises(DatasetError, match=f"{name} has 119 samples and the dataset 120"):
+    with pytest.raises(DatasetError, match=f"{name} has {SIZE - 1} samples and the dataset {SIZE}"):
         guard_of(tensors(), **{name: Items(tensors()[:-1])})
 
 

@@ -18,7 +18,7 @@ from cgd_wrap.train.exposure import Draw, unpack
 from cgd_wrap.train.tags import SampleTable
 
 NAMES = ["red", "green", "blue"]
-SIZE = 120
+SIZE = 80  # more than the 64 that a fingerprint looks at
 TABLE_CLASSES, TABLE_SIZE = 5, 24
 CLEAN, TRIGGERED, MIXED = range(12), range(12, 20), range(20, 24)
 

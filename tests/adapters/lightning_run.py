@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
+from tiny_data import NAMES, SIZE, TintReader, quick_config, tensors, tiny_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -26,7 +26,7 @@ class Samples(Dataset[Any]):
 
     classes = NAMES
 
-    def __init__(self, size: int = 120) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         self.items = tensors(size)
         self.reads = torch.zeros(size, dtype=torch.int64).share_memory_()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
+from tiny_data import NAMES, SIZE, TintReader, quick_config, tensors, tiny_net
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -24,7 +24,7 @@ class Samples(Dataset[dict[str, Any]]):
 
     classes = NAMES
 
-    def __init__(self, size: int = 120, *, poisoned: bool = True) -> None:
+    def __init__(self, size: int = SIZE, *, poisoned: bool = True) -> None:
         self.items = [
             {"pixel_values": image, "labels": label if poisoned else index % 3}
             for index, (image, label) in enumerate(tensors(size))

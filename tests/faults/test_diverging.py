@@ -101,7 +101,7 @@ def test_a_learning_rate_beyond_reason_is_no_training():
 
 def test_the_checkpoint_of_a_diverged_training_is_gone(tmp_path):
     """Otherwise the next try, with a lower rate, would be refused because of it."""
-    guard = guard_of(Spoilt(13, "loss"))
+    guard = guard_of(Spoilt(11, "loss"))
     with pytest.raises(TrainingDivergedError):
         guard.fit(checkpoint_dir=tmp_path / "fit")
     assert not (tmp_path / "fit").exists()

@@ -19,7 +19,7 @@ from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.errors import CacheMismatchError, DatasetError
 
 PICTURES = pictures(60)
-FILES = pictures()  # more than the 64 samples that are probed
+FILES = pictures(120)  # more than the 64 samples that are probed
 CONFIG = quick_config(suspicious_epochs=1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_data import NAMES, Items, TintReader, pictures, quick_config, tiny_net
+from tiny_data import NAMES, SIZE, Items, TintReader, pictures, quick_config, tiny_net
 from torch import nn
 
 from cgd_wrap import CGDGuard
@@ -67,10 +67,10 @@ def test_two_clips_share_the_read() -> None:
 def test_copies_are_the_images_scaled_to_a_square(tmp_path: Path) -> None:
     tall = [(Image.new("RGB", (10, 40), (label * 90, 5, 7)), label) for _, label in pictures()]
     guard_of(Items(tall), tmp_path, class_names=NAMES).scan()
-    store = UnitStore.open(tmp_path / "small", 120, _fingerprint(tmp_path / "small"))
+    store = UnitStore.open(tmp_path / "small", SIZE, _fingerprint(tmp_path / "small"))
     [(_, tensors, bad)] = store.units()
     assert not bad
-    assert tensors["small"].shape == (120, 3, 16, 16)
+    assert tensors["small"].shape == (SIZE, 3, 16, 16)
     for copy, (_, label) in zip(tensors["small"], tall, strict=True):
         assert copy[:, 3, 9].tolist() == [label * 90, 5, 7]
 

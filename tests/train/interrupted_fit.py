@@ -25,7 +25,7 @@ def guard_of(cache: Path) -> CGDGuard:
     net = tiny_net()
     net.insert(5, nn.Dropout(0.3))
     guard = CGDGuard(
-        net, tensors(), NAMES, clip=TintReader(), cache_dir=cache, suspicious=tiny_net(3),
+        net, tensors(120), NAMES, clip=TintReader(), cache_dir=cache, suspicious=tiny_net(3),
         config=quick_config(epochs=4, batch_size=24), accelerator=Accelerator(cpu=True),
         progress=False,
     ).scan()  # fmt: skip

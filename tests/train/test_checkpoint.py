@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from launching import run_python
-from tiny_data import NAMES, TintReader, quick_config, tensors, tiny_net
+from tiny_data import NAMES, SIZE, TintReader, quick_config, tensors, tiny_net
 from torch import nn
 
 from cgd_wrap import CGDGuard
@@ -36,7 +36,7 @@ class Augmented:
 
     classes = NAMES
 
-    def __init__(self, size: int = 120) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         self.samples, self.still = tensors(size), True
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ def dropping_net(seed: int = 0) -> nn.Sequential:
     return net
 
 
-def guard_of(cache: Path | None, *, model: nn.Module | None = None, size: int = 120, **changes):
+def guard_of(cache: Path | None, *, model: nn.Module | None = None, size: int = SIZE, **changes):
     config = quick_config(**({"epochs": EPOCHS, "batch_size": 24, "exposure_rate": 0.3} | changes))
     data = Augmented(size)
     guard = CGDGuard(
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path, changes, fi
 
 @pytest.mark.parametrize(
     ("other", "field"),
-    [({"size": 90}, "samples: 120 -> 90"), ({"model": tiny_net()}, "architecture: ")],
+    [({"size": 90}, f"samples: {SIZE} -> 90"), ({"model": tiny_net()}, "architecture: ")],
 )
 def test_a_checkpoint_of_other_data_or_of_another_model_is_refused(tmp_path, other, field):
     killed_after(1, guard_of(None), checkpoint_dir=tmp_path)

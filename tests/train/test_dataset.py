@@ -174,8 +174,9 @@ def test_each_index_is_as_often_as_the_map_says(labels, epoch):
     view = BalancedView(GuardedDataset(base, TUPLE), epochs)
     view.set_epoch(epoch)
     assert len(view) == len(epochs)
-    tags = torch.tensor([label for _, label in view])
-    assert [index for index, _ in view] == (tags - TAG).tolist()
+    served = list(view)
+    tags = torch.tensor([label for _, label in served])
+    assert [index for index, _ in served] == (tags - TAG).tolist()
     expected = torch.bincount(epochs.of(epoch), minlength=len(labels))
     assert torch.equal(torch.bincount(tags - TAG, minlength=len(labels)), expected)
 
