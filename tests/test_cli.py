@@ -56,7 +56,7 @@ def test_scan_then_report_of_a_folder_of_images(folder, capsys, clips):
     assert printed.count("Give it more suspicious_epochs") == 2
 
 
-@pytest.mark.parametrize("folder", [40], indirect=True)  # of the model's own size, which is large
+@pytest.mark.parametrize("folder", [30], indirect=True)  # of the model's own size, which is large
 def test_defend_writes_weights_that_load(folder):
     import timm
     from safetensors.torch import load_model
@@ -74,8 +74,8 @@ def test_defend_writes_no_weights_of_a_training_that_diverged(folder, capsys):
     weights = folder / "repaired.safetensors"
     command = arguments("defend", folder, "--weights-out", str(weights), "--image-size", "48")
     CGDConfig(
-        suspicious_epochs=1, epochs=1, allow_missing_classes=True, learning_rate=1e30,
-        max_gradient_norm=None, batch_size=16,
+        suspicious_epochs=1, suspicious_side=16, epochs=1, allow_missing_classes=True,
+        learning_rate=1e30, max_gradient_norm=None, batch_size=16,
     ).to_yaml(folder / "config.yaml")  # fmt: skip
     assert cli.main(command) == 1
     captured = capsys.readouterr()

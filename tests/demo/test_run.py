@@ -12,8 +12,8 @@ from cgd_wrap.drill import Recipe
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo that runs in seconds: the same code on fewer pictures."""
-    monkeypatch.setattr(run, "TRAIN_SIZE", 300)
-    monkeypatch.setattr(run, "TEST_SIZE", 100)
+    monkeypatch.setattr(run, "TRAIN_SIZE", 200)
+    monkeypatch.setattr(run, "TEST_SIZE", 60)
     monkeypatch.setattr(run, "RECIPE", Recipe(epochs=2, batch_size=64, widths=(4, 8, 16, 32)))
 
 
@@ -21,7 +21,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_demo_prints_figures_and_writes_report_and_json(tmp_path, capsys):
     file, folder = tmp_path / "new" / "demo.json", tmp_path / "report"
     config = tmp_path / "quick.yaml"
-    CGDConfig(suspicious_epochs=1, epochs=1, allow_missing_classes=True).to_yaml(config)
+    numbers = {"suspicious_epochs": 1, "suspicious_side": 16, "epochs": 1}
+    CGDConfig(**numbers, allow_missing_classes=True).to_yaml(config)
     arguments = ["demo", "--quiet", "--json", str(file), "--out", str(folder)]
     assert cli.main([*arguments, "--config", str(config)]) == 0
     printed = capsys.readouterr().out

@@ -23,7 +23,7 @@ from cgd_wrap.drill.training import Recipe
 from cgd_wrap.errors import DatasetError
 from cgd_wrap.models.small_resnet import small_resnet
 
-SIZE = 120
+SIZE = 60
 DRILLED = 240  # enough to learn a backdoor from
 QUICK = CGDConfig(
     suspicious_epochs=1, suspicious_side=16, epochs=1, allow_missing_classes=True, batch_size=64
@@ -93,7 +93,7 @@ def test_the_cache_is_left_alone(tmp_path: Path):
 
 def test_a_training_of_the_users_is_used_on_fresh_networks():
     guard, seen = guard_of(), []
-    test = ShapesDataset(100, 22, transform=to_tensor)
+    test = ShapesDataset(50, 22, transform=to_tensor)
     attack = BadNets(target=3, rate=0.5)
     outcome = guard.drill(
         attack, rate=0.1, test_dataset=test, train=lambda m, d: seen_by(m, d, seen),
@@ -137,7 +137,7 @@ def test_the_test_set_is_read_as_the_training_set_is():
         return to_tensor(image)
 
     guard.drill(
-        rate=0.2, test_dataset=samples(60, 25), test_transform=noted, train=lambda model, data: None
+        rate=0.2, test_dataset=samples(30, 25), test_transform=noted, train=lambda model, data: None
     )
     assert set(sizes) == {(32, 32)}
 
