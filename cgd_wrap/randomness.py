@@ -58,10 +58,16 @@ def set_stream_states(tensors: Mapping[str, torch.Tensor], others: Mapping[str, 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global streams for dropout and initialisers; restore them on leaving."""
+    """Seed torch's global streams for dropout and initialisers; restore them on leaving.
+
+    The streams are those of the CPU and of the CUDA device in use. ``torch.manual_seed`` would
+    seed those of all other devices, too, which nobody restores.
+    """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
+        if devices:
+            torch.cuda.manual_seed(int(seed))
         yield
 
 

@@ -40,7 +40,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
             import cgd_wrap  # noqa: F401
         from hypothesis import settings
 
-        settings.register_profile("unhurried", deadline=None)  # a loaded machine is no failure
+        # A loaded machine is no failure, and each run tries other examples.
+        settings.register_profile("unhurried", deadline=None, max_examples=50)
         settings.load_profile("unhurried")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cgd_wrap import CGDGuard
-from cgd_wrap.randomness import plain_torch
+from cgd_wrap.randomness import plain_torch, seeded
 
 CONFIG = quick_config(suspicious_epochs=1, suspicious_runs=1, epochs=1)
 
@@ -151,3 +151,13 @@ def test_the_state_comes_back_after_an_error() -> None:
         with pytest.raises(KeyError), plain_torch():
             raise KeyError
         assert global_state() == before
+
+
+def test_seeded_code_draws_as_by_torchs_own_seed_and_the_stream_is_restored():
+    state = torch.get_rng_state()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+    with seeded(5):
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), state)
