@@ -32,7 +32,7 @@ COMMON = (
 def shapes(tmp_path_factory) -> Path:
     """The demo's pictures as a folder with a training and a validation split."""
     folder = tmp_path_factory.mktemp("shapes")
-    for split, size, seed in (("train", 120, 5), ("validation", 20, 6)):
+    for split, size, seed in (("train", 120, 5), ("validation", 40, 6)):
         drawn = ShapesDataset(size, seed)
         for index in range(size):
             image, label = drawn[index]
