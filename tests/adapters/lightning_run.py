@@ -85,7 +85,9 @@ class ShardingClassifier(Classifier):
 
 def guard_of(model: nn.Module, data: Any, config: CGDConfig | None = None) -> CGDGuard:
     config = config or quick_config(seed=SEED)
-    guard = CGDGuard(model, data, clip=TintReader(), config=config, progress=False).scan()
+    guard = CGDGuard(
+        model, data, clip=TintReader(), suspicious=tiny_net(3), config=config, progress=False
+    ).scan()
     guard.epoch_indices()  # looks once at some samples, whether they are those of the scan
     data.reads.zero_()
     return guard

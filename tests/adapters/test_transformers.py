@@ -440,7 +440,7 @@ def test_pictures_without_a_transform_train_but_are_not_watched(tmp_path, caplog
     table, model = table_of_pictures(), Classifier()
     settings = arguments(tmp_path, remove_unused_columns=False)
     trainer = Trainer(model, settings, data_collator=stacked, train_dataset=table)
-    guard = guard_of(model, table)
+    guard = guard_of(model, table, suspicious=None)
     assert attach(guard, trainer).stopping is None
     assert "eval_dataset_view=" in caplog.text
     trainer.train()

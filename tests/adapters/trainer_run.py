@@ -64,10 +64,11 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **(options | changes))
 
 
-def guard_of(model: nn.Module, dataset: Any, config: CGDConfig | None = None) -> CGDGuard:
-    return CGDGuard(
-        model, dataset, clip=TintReader(), config=config or quick_config(), progress=False
-    ).scan()
+def guard_of(
+    model: nn.Module, dataset: Any, config: CGDConfig | None = None, **options: Any
+) -> CGDGuard:
+    options = {"suspicious": tiny_net(3), "config": config or quick_config()} | options
+    return CGDGuard(model, dataset, clip=TintReader(), progress=False, **options).scan()
 
 
 def guarded(

@@ -385,7 +385,7 @@ def test_no_transform_is_shown_a_bomb(name: str, given: bool) -> None:
 )
 def test_transforms_by_any_name_are_left_out(name: str) -> None:
     dataset = Pixels(name.replace("__", "_Pixels__"), Normalise(), bomb=None)
-    raw = guard_of(dataset).scan().subject.raw_view()
+    raw = guard_of(dataset).subject.raw_view()
     assert all(raw[i].tobytes() == dataset.pictures[i].tobytes() for i in range(N))
 
 
