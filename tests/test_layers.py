@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,14 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imports_of(file: Path) -> Iterator[tuple[int, str]]:
     """Line and module of each import of the package, in functions and for types alone, too."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "a relative import"
         elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "cgd_wrap":
@@ -82,7 +88,7 @@ def test_only_the_drills_door_is_imported_by_name() -> None:
     """The one way upwards: ``CGDGuard.drill``, as the drill is an experiment on guards."""
     found = []
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
                 for given in node.args:
                     if isinstance(given, ast.Constant) and str(given.value).startswith("cgd_wrap"):
@@ -97,7 +103,7 @@ def test_the_top_has_at_most_25_rooms() -> None:
 
 def functions_of(file: Path) -> Iterator[tuple[str, int, int]]:
     """Name, lines of code without docstring, and parameters of each function."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0

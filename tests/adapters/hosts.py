@@ -266,13 +266,19 @@ HOSTS: dict[str, Callable[[Run], None]] = {
 
 
 def run_in(host: str, folder: Path, *, guarded: bool = True, epochs: int = 2, **config: Any) -> Run:
-    """Train the small network in a host, from the same weights."""
+    """Train the small network in a host, from the same weights.
+
+    The scan comes before the host: runs share its cache, which lies beside their folders.
+    """
     streams = [random_streams()]
     data = Samples(*poisoned_data(), as_dicts=host == "transformers")
     network, guard = tiny_net(), None
     if guarded:
         settings: CGDConfig = quick_config(seed=SEED, **config)
-        guard = CGDGuard(network, data, clip=TintReader(), config=settings, progress=False).scan()
+        guard = CGDGuard(
+            network, data, clip=TintReader(), config=settings, progress=False,
+            cache_dir=folder.parent / ("dicts-scanned" if data.as_dicts else "scanned"),
+        ).scan()  # fmt: skip
     run = Run(network, data, guard, folder, epochs, streams=streams)
     HOSTS[host](run)
     return run
