@@ -103,4 +103,5 @@ def _own_log() -> Iterator[None]:
     before = root.handlers[:], root.level
     yield
     root.handlers[:] = before[0]
-    root.setLevel(before[1])
+    if root.level != before[1]:  # or all loggers of all packages would forget what they know
+        root.setLevel(before[1])
