@@ -24,6 +24,7 @@ from cgd_wrap.functional import Split
 from cgd_wrap.processes import Runtime
 from cgd_wrap.randomness import undisturbed
 from cgd_wrap.scan.pass_options import PassOptions
+from cgd_wrap.scan.passes import run_passes
 from cgd_wrap.scan.stored_logits import StoredLogits
 from cgd_wrap.scan.subject import Subject
 from cgd_wrap.scan.temporary_cache import TemporaryCache
@@ -149,14 +150,14 @@ class CGDGuard:
             num_classes=len(self.class_names), runtime=runtime, workers=subject.workers,
             progress=self.progress, unreadable=self.unreadable,
         )  # fmt: skip
-        logits = subject.passes(raw, inputs, options)
-        result = ScanResult.of(*logits, self.targets, config, self.class_names, names_of(self.clip))
+        found = run_passes(subject, raw, inputs, options)
+        result = ScanResult.of(found, self.targets, config, self.class_names, names_of(self.clip))
         known = subject.class_knowledge(raw, inputs, result.split.clean, options)
         result = replace(result, class_knowledge=known)
         if runtime.is_main:
             log_warnings(result)
         runtime.barrier()  # from here on, the main process may delete a temporary cache
-        self._logits = logits
+        self._logits = found.clip, found.suspicious
         self._adopt(result)
         return self
 

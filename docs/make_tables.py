@@ -21,9 +21,10 @@ Some numbers of the defence can't be derived: they were chosen by looking at dat
 fields of `cgd_wrap.config.calibration.Calibration`. *Honest* is the highest figure seen in an
 honest class, *poisoned* the lowest seen in a class whose poison the threshold finds.
 `tests/config/test_calibration.py` computes both anew from the scans in `tests/stored_scans`, which
-`examples/store_scan.py` made: CIFAR-10, its first 20,000 training images, clean (under right and
-under swapped class names) and under attacks, by a tiny CLIP of 74.2% zero-shot accuracy (on the
-10,000 test images) that was trained on the next 20,000. Each file holds its command; the CLIP's is
+`examples/store_scan.py` made: CIFAR-10, its first 12,000 training images, clean (under right and
+under swapped class names, and with a sloppy class) and under attacks, by a tiny CLIP of 74.2%
+zero-shot accuracy (on the 10,000 test images) that was trained on rows 20,000 to 40,000. Each file
+holds its command; the CLIP's is
 
     python examples/train_tiny_clip.py --data DATA --train-range 20000:40000 \\
         --tower resnet10t --image-size 64 --epochs 8 --batch 256 --corrupt 0.3 --half --fp32 \\

@@ -1,10 +1,12 @@
 """Scan a data set, clean or under an attack, and store the scores, to check the calibration on.
 
     OMP_NUM_THREADS=1 python examples/store_scan.py --data DATA --clip local-dir:CLIP \
-        --train-rows 0:20000 --attack badnets --rate 0.01 --out tests/stored_scans
+        --train-rows 0:12000 --attack badnets --rate 0.01 --out tests/stored_scans
 
 The file OUT/NAME.safetensors has a value per sample: both models' log-odds against the given
-label, CLIP's first choice, the label, and whether the sample was poisoned. No image is in it.
+label, CLIP's first choice, the label, whether it looks wrong to CLIP, and whether the sample was
+poisoned; and by class the share of images that CLIP would know under a wrong label. No image is in
+it. ``--noise`` makes honest data whose labels are wrong in part.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from image_data import Pictures, read_data
+from label_noise import KINDS, mislabelled
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -26,6 +29,8 @@ from torchvision import transforms
 from cgd_wrap import CGDConfig, CGDGuard, functional
 from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
 from cgd_wrap.drill import Experiment, Recipe
+from cgd_wrap.split.label_scores import LabelScores
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 
 def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
@@ -33,7 +38,12 @@ def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
     clip, suspicious = (
         torch.cat([logits for _, logits, _ in stored.units()]) for stored in guard.logits
     )
+    every = torch.ones_like(guard.targets, dtype=torch.bool)
+    by_clip = LabelScores.of(guard.logits[0], guard.targets, reference_scores=False)
+    wrong = WrongLabels.of([by_clip], guard.targets, every)
     return {
+        "looks_wrong": wrong.looks_wrong,
+        "leaving": wrong.leaving,
         "labels": guard.targets.to(torch.uint8),
         "clip_score": functional.label_log_odds_against(clip, guard.targets).float(),
         "clip_choice": clip.argmax(dim=1).to(torch.uint8),
@@ -53,6 +63,9 @@ def command_without_paths(args: argparse.Namespace) -> str:
 def scanned(args: argparse.Namespace) -> CGDGuard:
     train = Pictures(read_data(args.data, "train"), args.train_rows, args.side)
     train.classes = args.class_names or train.classes
+    if args.noise:
+        kind, share = args.noise.split(":")
+        train.targets = mislabelled(train.targets, kind, float(share), args.seed)
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     tensor = transforms.Compose([transforms.ToTensor(), normalise])
     experiment = Experiment(
@@ -78,6 +91,7 @@ def parse() -> argparse.Namespace:
     add("--train-rows", type=lambda text: range(*map(int, text.split(":"))), metavar="A:B")
     add("--side", type=int, help="pixels; default: the first image's")
     add("--widths", nargs=4, type=int, default=[8, 16, 32, 64], help="of the suspicious ResNet-9")
+    add("--noise", metavar="KIND:SHARE", help=f"wrong labels: {', '.join(KINDS)}")
     add("--class-names", nargs="+", help="for CLIP; default: the data set's own")
     add("--cache", type=Path, help="keep the whole scan here, too")
     add("--seed", type=int, default=0)
@@ -96,12 +110,13 @@ def main() -> None:
     facts = {
         "attack": args.attack, "target": args.target, "poisoned": int(poisoned.sum()),
         "class_names": guard.class_names, "agreement": guard.result.agreement,
+        "noise": args.noise, "power": guard.result.power and guard.result.power.as_dict(),
         "command": command_without_paths(args),
     }  # fmt: skip
     file = args.out / f"{name}.safetensors"
     save_file({**scores_of(guard), "poisoned": poisoned}, file, {"facts": json.dumps(facts)})
     file.chmod(0o644)  # safetensors writes 0600, whatever the umask
-    print(json.dumps({"file": str(file), "suspected": guard.suspected_classes, **facts}))
+    print(json.dumps({"file": str(file), "verdict": guard.verdict.sentence, **facts}))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ TOOLS = {
     "baselines",
     "device_batches",
     "image_data",
+    "label_noise",
     "long_tail",
     "reproduce",
     "store_scan",

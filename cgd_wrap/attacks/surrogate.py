@@ -149,8 +149,8 @@ def batch_starts(count: int, size: int = 128) -> list[int]:
 
 
 def shifted(
-    images: Float[Tensor, "b 3 h w"], generator: torch.Generator
-) -> Float[Tensor, "b 3 h w"]:
+    images: Float[Tensor, "b channels h w"], generator: torch.Generator
+) -> Float[Tensor, "b channels h w"]:
     """Shift all images of a batch by up to a sixteenth of their side each way, edges repeated."""
     reach = max(1, images.shape[-1] // 16)
     down, right = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()

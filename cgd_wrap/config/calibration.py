@@ -24,7 +24,7 @@ PARTS = {
     KNOWLEDGE: "Whether the model is repaired or trained from scratch",
     GUIDANCE: "How far CLIP teaches",
 }
-STORED = "tests/stored_scans"  # CIFAR-10, 20,000 images, a tiny CLIP of 74.2% zero-shot accuracy
+STORED = "tests/stored_scans"  # CIFAR-10, 12,000 images, a tiny CLIP of 73.9% zero-shot accuracy
 TABLE = "examples/results/table.md"  # CIFAR-10, and 20 classes made of it; scans not stored
 
 
@@ -70,9 +70,8 @@ class Calibration:
 
     # --- which classes an attack seems to aim at ---
     evidence_needed: float = threshold(
-        3.0, SUSPICION, "standard errors",
-        "Evidence above which a class is suspected.",
-    )  # fmt: skip
+        3.0, SUSPICION, "standard errors", "Evidence above which a class is suspected."
+    )
     corner_power: float = threshold(
         4.0, SUSPICION, "exponent",
         """Power of ``clip_rank (1 - suspicious_rank)`` that a triggered sample adds to the
@@ -84,26 +83,25 @@ class Calibration:
         independent, at sigma_triggered=0.1: 2 a / 5 - a^2 with a = (1 - 0.9^5) / 5. What is hard
         for one model is hard for the other, too, so that honest classes stay below. In the scans
         of the results table honest classes came to 0.006, with a CLIP of 47%, too.""",
-        data=STORED, honest=0.00197, poisoned=0.0321, measure="suspicion",
+        data=STORED, honest=0.00264, poisoned=0.0764, measure="suspicion",
     )  # fmt: skip
     outstanding_suspicion: float = threshold(
         0.013, SUSPICION, "mean weight of a class' samples",
         """Suspicion that an honest class may have which stands out from the others by
         outstanding_times. Half of chance_suspicion.""",
-        data=STORED, honest=0.00197, poisoned=0.0321, measure="suspicion",
+        data=STORED, honest=0.00264, poisoned=0.0145, measure="suspicion",
     )  # fmt: skip
     outstanding_times: float = threshold(
         3.0, SUSPICION, "times the classes' median", "From here on a class' suspicion stands out."
     )
     far_corner: float = threshold(
-        0.9, SUSPICION, "clip_rank (1 - suspicious_rank)",
-        "Beyond this lies the far corner of the map, where both signs are at their strongest.",
-    )  # fmt: skip
+        0.9, SUSPICION, "clip_rank (1 - suspicious_rank)", "Where the map's far corner begins."
+    )
     far_corner_share: float = threshold(
         0.001, SUSPICION, "share of a class",
         """Share of an honest class that may lie in the far corner. In the scans of the results
         table honest classes came to 0.0005.""",
-        data=STORED, honest=0.0, poisoned=0.00124, measure="far corner",
+        data=STORED, honest=0.0, poisoned=0.00148, measure="far corner",
     )  # fmt: skip
     far_corner_times: float = threshold(
         3.0, SUSPICION, "times the other classes' share",
@@ -114,35 +112,35 @@ class Calibration:
         """Whatever the others have, no honest class has more than this in the far corner: an
         attack may aim at all classes.""",
     )  # fmt: skip
-    flat_rejection: float = threshold(
-        0.99, SUSPICION, "clip_rank", "Beyond this, CLIP rejects a label flatly."
+    wrong_beyond: float = threshold(
+        0.75, SUSPICION, "share of other classes' images",
+        "A label looks wrong if CLIP contradicts it more than it would for this share of them.",
+    )  # fmt: skip
+    wrong_share: float = threshold(
+        0.01, SUSPICION, "share of a class", "Share of an honest class whose labels may be wrong.",
+        data=STORED, honest=0.00383, poisoned=0.0548, measure="wrong",
+    )  # fmt: skip
+    wrong_spreads: float = threshold(
+        3.0, SUSPICION, "the classes' standard deviations", "How much more it may be than in most."
     )
-    rejected_share: float = threshold(
-        0.025, SUSPICION, "share of a class",
-        """Share of an honest class that CLIP may reject flatly. In the scans of the results table,
-        with CLIPs of 48 to 84% zero-shot accuracy and 10 or 20 classes, honest classes came to
-        0.024, targets to 0.048.""",
-        data=STORED, honest=0.0159, poisoned=0.0498, measure="rejected",
+    wrong_times: float = threshold(
+        3.0, SUSPICION, "times the classes' median", "Up to here CLIP may know a class less well."
+    )
+    wrong_speed: float = threshold(
+        1 / 3, SUSPICION, "area under the ROC curve",
+        "How fast these may be learned, against a class' right labels, where they stand out.",
+        data=STORED, honest=0.0885, poisoned=0.463,
     )  # fmt: skip
-    rejected_times: float = threshold(
-        2.5, SUSPICION, "times the next class' share",
-        """How much more of an honest class may be rejected flatly than of the class that comes
-        next. In the scans of the results table honest classes came to 1.4, targets to 5.""",
-        data=STORED, honest=1.18, poisoned=7.15, measure="rejected times",
-    )  # fmt: skip
+    outflow_times: float = threshold(
+        2.0, SUSPICION, "times those that go the other way", "Above this, they aren't mistakes."
+    )
+    most_from_one: float = threshold(
+        0.5, SUSPICION, "share of these", "If more are images of one class, they are mistakes."
+    )
     rejection_power: float = threshold(
         8.0, SUSPICION, "exponent",
         """Power of clip_rank by which poison is told from honest samples where it is found by CLIP
         alone; honest samples have ranks all over.""",
-    )  # fmt: skip
-    known_by_rank: float = threshold(
-        0.2, SUSPICION, "share of a class",
-        """From this share of a class in the better half of clip_rank on, CLIP knows the class well
-        enough for its rejection to mean something. *Honest* is the highest share of a class under
-        a wrong name, *poisoned* the lowest of a target under its own. The margin doesn't hold in
-        the stored scans: one of four swapped classes is above (in the results table they had 0.03
-        to 0.15).""",
-        data=STORED, honest=0.208, poisoned=0.291, measure="better half",
     )  # fmt: skip
     sure_of_poison: float = threshold(
         0.9, SUSPICION, "probability of poison", "Above this, a sample is taken for poisoned."
@@ -164,9 +162,8 @@ class Calibration:
         0.05, WARNINGS, "share of a class", "Below this, CLIP almost never gives a class its name."
     )
     rarely_named: float = threshold(
-        0.1, WARNINGS, "times the median of the known classes' hits",
-        "Below this number of hits, a class that is almost never named is unknown to CLIP.",
-    )  # fmt: skip
+        0.1, WARNINGS, "times known classes' median of hits", "Below this, such a class is unknown."
+    )
     doubtful_name: float = threshold(
         1 / 3, WARNINGS, "share of a class",
         "Classes that get their name less often are looked at for swapped names.",
@@ -181,7 +178,11 @@ class Calibration:
     )  # fmt: skip
     known_by_name: float = threshold(
         0.3, WARNINGS, "share of a class",
-        "From this share that gets its own name, CLIP may be said to know a class.",
+        """From this share that gets its own name, CLIP may be said to know a class; what it
+        contradicts of another says nothing. In the suspicion, it is that of the samples that look
+        right. *Honest* is the highest share of a class under a wrong name, *poisoned* the lowest of
+        a target under its own.""",
+        data=STORED, honest=0.238, poisoned=0.486, measure="named",
     )  # fmt: skip
     fewest_named: float = threshold(
         30, WARNINGS, "samples", "Of fewer samples, a class' shares say little."
@@ -190,9 +191,8 @@ class Calibration:
         3.0, WARNINGS, "times as often as labelled", "Above this, a name is given too often."
     )
     greedy_excess: float = threshold(
-        0.02, WARNINGS, "share of all samples",
-        "A name that is given too often exceeds its labels by this, too.",
-    )  # fmt: skip
+        0.02, WARNINGS, "share of all samples", "A name given too often has this many more, too."
+    )
     discord: float = threshold(
         0.05, WARNINGS, "share of all samples",
         "How much less than by independent errors two honest CLIPs may agree with each other.",
@@ -202,9 +202,8 @@ class Calibration:
         "From here on, either one CLIP doesn't know the class, or the other vouches for poison.",
     )  # fmt: skip
     unusual_gap: float = threshold(
-        0.3, WARNINGS, "difference of two CLIPs' shares of a class",
-        "The same gap, beyond the one that the two CLIPs have on all classes.",
-    )  # fmt: skip
+        0.3, WARNINGS, "the same difference", "The same gap, beyond the two CLIPs' on all classes."
+    )
     vouches: float = threshold(
         0.6, WARNINGS, "share of the samples that look poisoned",
         "From here on, a CLIP that takes them for their label may share the attacker's backdoor.",

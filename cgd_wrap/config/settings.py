@@ -161,13 +161,14 @@ class CGDConfig:
         text="Highest learning rate of the suspicious model.")
     suspicious_schedule: Literal["cosine", "constant"] = setting(
         "cosine", SCAN, choice("cosine", "constant"), paper="constant", source=CODE,
-        text="""Learning rate schedule of the suspicious model, as lr_schedule. At a constant rate
-        the samples that were learned change from one epoch to the next.""")
+        text="Its schedule. At a constant rate, the learned samples change from epoch to epoch.")
     suspicious_weight_decay: float = setting(5e-4, SCAN, _AT_LEAST_0, paper=5e-4, source=CODE,
         text="Weight decay of the suspicious model.")
     suspicious_batch_size: int = setting(256, SCAN, count(), paper=256, source=CODE,
-        text="""Samples a step of the suspicious model, over all processes. Small data sets get
-        smaller batches, so that an epoch has 64 steps.""")
+        text="Samples a step of all processes. Small data sets get smaller batches, 64 an epoch.")
+    control: bool = setting(True, SCAN, flag(), paper=False,
+        text="""Whether images with triggers of ours, 1% more, ride along in the scan, which tells
+        how small an attack it would notice. They need a suspicious model that is trained here.""")
     holdout_fraction: float = setting(0.05, SPLIT, number(0, 1, below=True),
         text="Share of the clean split that isn't trained on, but serves the stopping rule.")
     # --- the training loop of guard.fit, and when it stops ---
@@ -183,8 +184,7 @@ class CGDConfig:
     weight_decay: float = setting(5e-4, FIT, _AT_LEAST_0, paper=5e-4, text="Weight decay of SGD.")
     lr_schedule: Literal["cosine", "constant"] = setting(
         "cosine", FIT, choice("cosine", "constant"), paper="constant",
-        text="""Learning rate schedule: "cosine" rises over the first tenth of the steps and then
-        falls to 0.""")
+        text="Schedule: cosine rises over the first tenth of the steps and then falls to 0.")
     max_gradient_norm: float | None = setting(1.0, FIT, _OPTIONAL_POSITIVE, paper=None,
         text="""Longer gradients are cut to this norm. A converged model that unlearns meets sudden
         steep slopes. None cuts nothing.""")

@@ -34,6 +34,15 @@ def label_log_odds_against(
     return log_odds
 
 
+def log_odds_against_all(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Log-odds against each class, as :func:`label_log_odds_against` gives them for one, float64.
+
+    Quick, but of a class that is all but certain only the order of magnitude is right.
+    """
+    nll = -logits.double().log_softmax(dim=1)
+    return nll + torch.log(-torch.expm1(-nll.clamp(min=1e-15)))
+
+
 def nll_from_log_odds(log_odds: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """NLL of each label from the log-odds against it, ``log(1 + exp(log_odds))``, float32, nats."""
     zero = torch.zeros_like(log_odds)

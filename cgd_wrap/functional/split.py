@@ -162,8 +162,8 @@ def balanced_indices(
 
 
 def corner_weight(
-    clip_rank: Float[Tensor, "n"], suspicious_rank: Float[Tensor, "n"], *, power: float
-) -> Float[Tensor, "n"]:
+    clip_rank: Float[Tensor, "*some"], suspicious_rank: Float[Tensor, "*some"], *, power: float
+) -> Float[Tensor, "*some"]:
     """Weight of each sample in the unlearning: ``(clip_rank * (1 - suspicious_rank)) ** power``.
 
     In [0, 1], float32. The weight is high in the corner of the entropy map, where both signs of

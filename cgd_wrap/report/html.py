@@ -70,11 +70,21 @@ def write_page(path: Path, report: Report, picture: bytes) -> Path:
         figures=_figure_tables(report.all_figures),
         stage_seconds=report.stage_seconds or {},
         verdict=result.verdict,
+        power=result.power,
+        noticed=_noticed(report),
         hints=[doubt.text for doubt in result.doubts if doubt.is_hint],
         teachers=in_words(result.teachers, report.class_names),
     )
     write_atomically(path, text.encode("utf-8"))
     return path
+
+
+def _noticed(report: Report) -> list[str]:
+    """The smallest attack that would have been noticed under each class, as the page shows it."""
+    power = report.result.power
+    numbers = [] if power is None else list(power.smallest_noticed)
+    shown = ["no number" if one is None else f"{one:,}" for one in numbers]
+    return shown + ["–"] * (len(report.class_names) - len(shown))  # classes without samples
 
 
 def _worst(report: Report) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ def summarise(report: Report) -> dict[str, Any]:
     result = report.result
     value = {
         "verdict": result.verdict.as_dict(),
+        "control": [] if result.power is None else [asdict(one) for one in result.power.control],
         "warnings": list(result.warnings),
         "teachers": asdict(result.teachers),
         "samples": len(result.split),

@@ -53,6 +53,7 @@ def clip_pass(
     options: PassOptions,
     *,
     small: SmallCopies | None = None,
+    load: Callable[..., ZeroShot] | None = None,
 ) -> StoredLogits:
     """Score every sample by one or several zero-shot classifiers, such as CLIP, in one read.
 
@@ -67,6 +68,7 @@ def clip_pass(
         raw: gives the raw images, by index.
         options: cache, device and configuration.
         small: small copies that the same read leaves.
+        load: :func:`~cgd_wrap.clip.load_zero_shot`, or what calls it once for several passes.
 
     Raises:
         DatasetError: a raw image differs each time it is read; nothing is left in the cache.
@@ -76,7 +78,7 @@ def clip_pass(
     if any(options.begins(store) for store in stores):
         check_deterministic(raw, "clip_dataset", workers=options.workers, known=options.unreadable)
     passes = [
-        _open_clip_pass(one, class_names, raw, options, store)
+        _open_clip_pass(one, class_names, raw, options, store, load or load_zero_shot)
         if isinstance(one, str)
         else _other_zero_shot_pass(one, raw, options, store)
         for one, store in zip(clips, stores, strict=True)
@@ -96,7 +98,12 @@ def store_names(clip: Clips) -> list[str]:
 
 
 def _open_clip_pass(
-    clip: str, class_names: Sequence[str], raw: RawView, options: PassOptions, name: str
+    clip: str,
+    class_names: Sequence[str],
+    raw: RawView,
+    options: PassOptions,
+    name: str,
+    load: Callable[..., ZeroShot],
 ) -> _Prepared:
     config, request = options.config, _clip_request(clip, class_names, options.config)
     path, place = options.folder / name / "text.safetensors", {"kind": "text", "pass": name}
@@ -110,8 +117,8 @@ def _open_clip_pass(
             if set(error.fields) - set(known[1]["image_side"]):
                 raise
             known = None  # the text is of another CLIP of this name: copied from another cache
-    model = load_zero_shot(
-        clip, class_names,
+    model = load(
+        clip, tuple(class_names),
         prompts=config.prompts, precision=config.clip_precision, device=options.runtime.device,
         scaled_logits=config.scaled_clip_logits,
     )  # fmt: skip

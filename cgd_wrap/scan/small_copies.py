@@ -31,17 +31,20 @@ class SmallCopies(Dataset[Tensor]):
     Args:
         raw: gives the raw images, by index.
         options: cache and configuration.
+        side: height and width of the copies, in pixels. Default: by the size of a few images.
     """
 
-    def __init__(self, raw: RawView, options: PassOptions) -> None:
-        self.raw, self.options = raw, options
+    def __init__(self, raw: RawView, options: PassOptions, side: int | None = None) -> None:
+        self.raw, self.options, self._side = raw, options, side
 
     def __len__(self) -> int:
         return len(self.raw)
 
     @cached_property
     def side(self) -> int:
-        """Height and width of the copies, in pixels, by the size of a few images."""
+        """Height and width of the copies, in pixels."""
+        if self._side is not None:
+            return self._side
         some = spread(len(self.raw), LOOKED_AT)
         options = self.options
         found = read_values(

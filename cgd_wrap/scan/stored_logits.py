@@ -21,15 +21,33 @@ class StoredLogits:
     Attributes:
         store: the store of the pass.
         to_logits: a unit's tensors -> logits [rows, C].
+        within: rows of the store that count, numbered from 0 on. None: all of them.
     """
 
     store: UnitStore
     to_logits: Callable[[Mapping[str, Tensor]], Tensor]
+    within: range | None = None
 
     def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
         """Yield (rows, logits, bad samples) of each unit, in order."""
-        for rows, tensors, bad in self.store.units():
+        for rows, tensors, bad in self._tensors():
             yield rows, self.to_logits(tensors), bad
+
+    def _tensors(self) -> Iterator[tuple[range, dict[str, Tensor], BadRows]]:
+        """Yield (rows, tensors, bad samples) of each unit, as far as they count."""
+        counting = self.within or range(self.store.rows)
+        for rows, tensors, bad in self.store.units():
+            kept = range(max(rows.start, counting.start), min(rows.stop, counting.stop))
+            if kept == rows and not counting.start:
+                yield rows, tensors, bad
+            elif len(kept):
+                part = slice(kept.start - rows.start, kept.stop - rows.start)
+                first = kept.start - counting.start
+                yield (
+                    range(first, first + len(kept)),
+                    {name: tensor[part] for name, tensor in tensors.items()},
+                    {i - counting.start: why for i, why in bad.items() if i in kept},
+                )
 
     def rows(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k classes"]:
         """Read the logits of some samples, given in ascending order."""
@@ -41,7 +59,7 @@ class StoredLogits:
     def features(self, wanted: Int[Tensor, "k"]) -> Float[Tensor, "k dim"] | None:
         """Read image features of some samples, in ascending order; None where none are stored."""
         parts = []
-        for rows, tensors, _ in self.store.units():
+        for rows, tensors, _ in self._tensors():
             if "features" not in tensors:
                 return None
             parts.append(tensors["features"][_within(rows, wanted)].float())
@@ -74,7 +92,9 @@ class CombinedLogits(StoredLogits):
     def of(cls, members: Sequence[StoredLogits]) -> StoredLogits:
         """Combine the passes of several CLIPs; a single pass stays as it is."""
         first = members[0]
-        return cls(first.store, first.to_logits, tuple(members)) if len(members) > 1 else first
+        if len(members) == 1:
+            return first
+        return cls(first.store, first.to_logits, members=tuple(members))
 
     def units(self) -> Iterator[tuple[range, Float[Tensor, "rows classes"], BadRows]]:
         """Yield (rows, averaged logits, samples that are bad for any CLIP) of each unit."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from cgd_wrap.clip.several import Clips
-from cgd_wrap.data import EvaluatedImages, ModelInputs, RawImages, SampleLayout, find_layout
+from cgd_wrap.data import (
+    EvaluatedImages,
+    ModelInputs,
+    RawImages,
+    RawView,
+    SampleLayout,
+    find_layout,
+)
 from cgd_wrap.data.fingerprint import dataset_fingerprint
-from cgd_wrap.data.identity import dataset_identity, decoder_versions, merged
+from cgd_wrap.data.identity import dataset_identity, merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
 from cgd_wrap.data.samples import fatal_probes
 from cgd_wrap.data.unchanged import check_length
@@ -26,17 +32,8 @@ from cgd_wrap.models.inputs import InputKind, check_outputs, input_shape, own_ty
 from cgd_wrap.models.outputs import unwrapped
 from cgd_wrap.models.supported import check_model, check_numbers
 from cgd_wrap.models.weights import load_checkpoint
-from cgd_wrap.scan.clip_pass import clip_pass, store_names
 from cgd_wrap.scan.kept_knowledge import kept_knowledge
 from cgd_wrap.scan.pass_options import PassOptions
-from cgd_wrap.scan.small_copies import SmallCopies
-from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples
-from cgd_wrap.scan.suspicious_pass import (
-    given_suspicious_pass,
-    own_inputs_pass,
-    small_suspicious_pass,
-    trained_suspicious_pass,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,48 +136,7 @@ class Subject:
             return load_checkpoint(self.model, self.suspicious)
         return None if self.suspicious is None else unwrapped(self.suspicious)
 
-    def passes(
-        self, raw: RawImages, inputs: InputKind, options: PassOptions
-    ) -> tuple[StoredLogits, StoredLogits]:
-        """Score every sample by CLIP and by the suspicious model.
-
-        Args:
-            raw: the images, from :meth:`raw_view`.
-            inputs: what the model takes, from :meth:`inputs`.
-            options: cache, device and configuration.
-        """
-        options.check_stores([*store_names(self.clip), "small", "suspicious"])
-        edge = options.config.jpeg_edge
-        made_by = decoder_versions() | ({} if edge is None else {"jpeg_edge": str(edge)})
-        options = replace(options, dataset=merged(options.dataset, made_by))
-        raw = raw.drafted(edge)
-        given, rows = self.suspicious_model, len(raw)
-        # In other numbers of channels a trigger may lie where no RGB image shows it.
-        small = options.config.suspicious_network == "small" and inputs.shape[0] in (1, 3)
-        own = self.suspicious is None and small
-        copies = SmallCopies(raw, options)
-        reads = own and not options.seems_finished("suspicious", rows)
-        clip = clip_pass(self.clip, self.class_names, raw, options, small=copies if reads else None)
-        options = options.without(bad_samples(clip))
-        if given is not None:
-            view, architecture = self.evaluated_images(), describe_model(given, inputs)
-            return clip, given_suspicious_pass(given, architecture, view, rows, options)
-        if own:
-            indices = _all_but(options.unreadable, rows)
-            return clip, small_suspicious_pass(copies, self.labels, indices, options)
-        description: dict[str, Any] = {"input": list(inputs.shape)}
-        images: Any = self._scaled(raw, inputs)
-        if images is None:
-            images = self.evaluated_images()
-            description["inputs"], bad = own_inputs_pass(images, rows, options)
-            options = options.without(bad)
-        model = unwrapped(self.model)
-        return clip, trained_suspicious_pass(
-            model, describe_model(model, inputs), images, description,
-            self.labels, _all_but(options.unreadable, rows), options,
-        )  # fmt: skip
-
-    def _scaled(self, raw: RawImages, inputs: InputKind) -> ModelInputs | None:
+    def scaled_images(self, raw: RawView, inputs: InputKind) -> ModelInputs | None:
         """The images scaled to [-1, 1]; None where the model takes its data's own tensors alone."""
         channels, *size = inputs.shape
         return ModelInputs(raw, (size[0], size[1]), channels) if inputs.own is None else None
@@ -211,7 +167,7 @@ class Subject:
 
         def measure() -> float:
             return measured_class_knowledge(
-                model, self.evaluated_images(), self._scaled(raw, inputs), inputs.shape,
+                model, self.evaluated_images(), self.scaled_images(raw, inputs), inputs.shape,
                 self.labels, clean, runtime,
                 seed=seed, workers=self.workers, progress=options.progress,
             )  # fmt: skip
@@ -221,10 +177,3 @@ class Subject:
             about = merged(options.dataset, describe_model(model, inputs))
             found = kept_knowledge(measure, about, options)
         return float(runtime.share(repr(found)))
-
-
-def _all_but(left_out: BadSamples, rows: int) -> Int[Tensor, "m"]:
-    """Indices of all rows but some."""
-    kept = torch.ones(rows, dtype=torch.bool)
-    kept[list(left_out)] = False
-    return kept.nonzero().squeeze(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,13 @@ from torch.utils.data import Dataset
 from cgd_wrap.data import check_deterministic
 from cgd_wrap.data.identity import merged
 from cgd_wrap.data.pixel_hashes import sample_fingerprint
-from cgd_wrap.data.workers import HERE
 from cgd_wrap.errors import BadSampleError, StoredFileError
 from cgd_wrap.escaping import escaped_logger
 from cgd_wrap.files import agreed, check_fingerprint, content_hash, differing_fields
-from cgd_wrap.models.architecture import describe_model
-from cgd_wrap.models.inputs import InputKind
 from cgd_wrap.models.outputs import logits_of
 from cgd_wrap.models.prediction import evaluating, fitted
-from cgd_wrap.models.suspicious_network import SuspiciousNetwork
 from cgd_wrap.models.weights import fresh_copy, hash_tensors, hash_weights
 from cgd_wrap.scan.pass_options import PassOptions
-from cgd_wrap.scan.small_copies import SmallCopies
 from cgd_wrap.scan.store import UnitStore
 from cgd_wrap.scan.stored_logits import StoredLogits, bad_samples, stored_logits
 from cgd_wrap.scan.suspicious_training import train_suspicious
@@ -46,7 +41,7 @@ def trained_suspicious_pass(
     indices: Int[Tensor, "m"],
     options: PassOptions,
     *,
-    prepare: Callable[[], None] = lambda: None,
+    prepare: Callable[[], None] | None = None,
 ) -> StoredLogits:
     """Train fresh copies of the model briefly, then score every sample by their mean logits.
 
@@ -88,7 +83,7 @@ def trained_suspicious_pass(
     store = open_store() if runtime.is_main and not missing else None
     done = store is not None and store.is_complete()
     missing, done = json.loads(runtime.share(json.dumps([missing, done])))
-    if not done:
+    if not done and prepare is not None:
         prepare()
     for run in missing:
         fresh = fresh_copy(model, seed=config.seed + run)
@@ -107,28 +102,6 @@ def trained_suspicious_pass(
         return copies
 
     return _model_pass(load, view, open_store() if store is None else store, options)
-
-
-def small_suspicious_pass(
-    copies: SmallCopies,
-    labels: Int[Tensor, "n"],
-    indices: Int[Tensor, "m"],
-    options: PassOptions,
-) -> StoredLogits:
-    """Train a small network of our own on small copies, whatever the user's model is, and score.
-
-    Args:
-        copies: small copies of the images; made here if the pass of CLIP has not left them.
-        labels: given labels.
-        indices: samples to train on: all that can be read.
-        options: cache, device and configuration.
-    """
-    network = SuspiciousNetwork(options.num_classes, copies.side)
-    kind = InputKind((3, copies.side, copies.side), torch.uint8)
-    return trained_suspicious_pass(
-        network, describe_model(network, kind), copies, {"input": list(kind.shape)},
-        labels, indices, replace(options, workers=HERE), prepare=lambda: copies.fill(options),
-    )  # fmt: skip
 
 
 def given_suspicious_pass(

@@ -8,6 +8,7 @@ CLIP still gives the true samples of the class their name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import torch
@@ -287,7 +288,7 @@ def clip_warnings(
         class_names: names of the classes, in the order of the labels.
         calibration: thresholds.
     """
-    seen = [LabelScores(v.score[valid], v.choice[valid], {}) for v in scores]
+    seen = [replace(v, score=v.score[valid], choice=v.choice[valid]) for v in scores]
     labels, poison = labels[valid], poison[valid]
     found = disagreement(figures, len(class_names), calibration)
     for name, one_scores in zip(figures.names, seen, strict=True):

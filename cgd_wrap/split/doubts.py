@@ -17,11 +17,13 @@ from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.escaping import printable
+from cgd_wrap.split.power import Power
 
 Code = Literal[
     "clip_does_not_know_classes", "name_given_too_often", "clips_disagree",
     "clip_may_be_backdoored", "names_mean_nothing", "suspicious_model_has_not_learned",
-    "too_few_samples", "unreadable", "no_clean_samples", "warned_by_an_older_version",
+    "too_few_samples", "unreadable", "no_clean_samples", "control_not_found",
+    "labels_look_wrong", "warned_by_an_older_version",
 ]  # fmt: skip
 IN_SHORT: dict[Code, str] = {
     "clip_does_not_know_classes": "CLIP doesn't know classes by their names",
@@ -33,6 +35,8 @@ IN_SHORT: dict[Code, str] = {
     "too_few_samples": "there are too few samples",
     "unreadable": "too many samples can't be read",
     "no_clean_samples": "classes have no clean samples",
+    "control_not_found": "attacks of ours would not have been noticed",
+    "labels_look_wrong": "many labels look wrong, by mistakes or by an attack",
     "warned_by_an_older_version": "an older version warned of CLIP",
 }
 # Doubts that are a hint to the user alone: they leave the verdict as it is.
@@ -98,6 +102,7 @@ def preconditions(
     clean: Bool[Tensor, "n"],
     class_names: Sequence[str],
     suspicious_knowledge: float | None,
+    power: Power | None = None,
     calibration: Calibration = DEFAULT,
 ) -> Iterator[Doubt]:
     """Find what a scan's figures lack to mean something, whatever they are.
@@ -110,6 +115,7 @@ def preconditions(
         suspicious_knowledge: the suspicious model's
             :func:`~cgd_wrap.models.class_knowledge.class_knowledge` of the given labels, at most 1.
             None: not known.
+        power: what the scan could have seen. None: not measured.
         calibration: thresholds.
     """
     nameless = [k for k, name in enumerate(class_names) if MEANINGLESS.fullmatch(name.strip())]
@@ -156,6 +162,37 @@ def preconditions(
             "Does CLIP know these classes by these names? Try other class_names or prompts.",
             tuple(bare),
         )
+    if power is not None:
+        blind = [k for k, number in enumerate(power.smallest_noticed) if number is None]
+        if 2 * len(blind) >= len(power.smallest_noticed):
+            yield Doubt(
+                "control_not_found",
+                "Attacks of ours, drawn from images with known triggers, would not have been "
+                f"noticed under {listed(blind, class_names)}, however large they are.",
+                "Take a CLIP that knows these classes better, scan more samples, or give the "
+                "suspicious model more suspicious_epochs.",
+            )
+
+
+def wrong_labels(
+    classes: Sequence[int], shares: Sequence[float], class_names: Sequence[str]
+) -> Doubt:
+    """Say that many labels of some classes look wrong, and were learned slowly.
+
+    Args:
+        classes: the classes.
+        shares: estimated share of wrong labels of every class.
+        class_names: names of the classes, in the order of the labels.
+    """
+    told = ", ".join(f"{shares[k]:.1%} of {class_names[k]!r}" for k in classes[:LISTED])
+    more = f" and more of {len(classes) - LISTED} other classes" if len(classes) > LISTED else ""
+    return Doubt(
+        "labels_look_wrong",
+        f"CLIP takes {told}{more} for wrong labels, and they were learned slowly: by mistakes, or "
+        "by an attack whose trigger is hard to learn.",
+        "Look at these classes' triggered samples in the report.",
+        tuple(classes),
+    )
 
 
 def without_clean_samples(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cgd_wrap import functional
+from cgd_wrap.data.probes import spread
 from cgd_wrap.scan.store import BadRows
 from cgd_wrap.scan.stored_logits import StoredLogits
+
+COMPARED = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +25,16 @@ class LabelScores:
         score: log-odds against the label, float64, nats; or the authors' NLL.
         choice: the model's first choice of a class, int64; means nothing for bad samples.
         bad: samples that the model couldn't score: index -> [reason, message, path].
+        against: score against every class of a few samples, float64 [k, C], those of
+            :func:`compared`; none where nobody asks for them.
     """
 
     score: Float[Tensor, "n"]
     choice: Int[Tensor, "n"]
     bad: BadRows
+    against: Float[Tensor, "k classes"] = field(
+        default_factory=lambda: torch.empty(0, 0, dtype=torch.float64)
+    )
 
     @classmethod
     def of(
@@ -45,12 +53,29 @@ class LabelScores:
             if reference_scores
             else functional.label_log_odds_against
         )
-        scores, choices, bad = [], [], BadRows()
+        few = compared(len(labels))
+        scores, choices, against, bad = [], [], [], BadRows()
         for rows, values, bad_here in logits.units():
             scores.append(score(values, labels[rows.start : rows.stop]))
             choices.append(values.argmax(dim=1))
+            here = few[(few >= rows.start) & (few < rows.stop)] - rows.start
+            against.append(scores_against_all(values[here], reference_scores=reference_scores))
             bad |= bad_here
-        return cls(torch.cat(scores), torch.cat(choices), bad)
+        return cls(torch.cat(scores), torch.cat(choices), bad, torch.cat(against))
+
+
+def compared(rows: int) -> Int[Tensor, "k"]:
+    """Indices of the samples whose scores against every class are kept: enough for a quantile."""
+    return torch.tensor(spread(rows, COMPARED), dtype=torch.int64)
+
+
+def scores_against_all(
+    logits: Float[Tensor, "n classes"], *, reference_scores: bool
+) -> Float[Tensor, "n classes"]:
+    """Score every class of each sample, as its label is scored."""
+    if reference_scores:
+        return -logits.double().log_softmax(dim=1)
+    return functional.log_odds_against_all(logits)
 
 
 def contradicting_most(verdicts: Sequence[LabelScores]) -> Float[Tensor, "n"]:

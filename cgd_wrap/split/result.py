@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,20 +11,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config import CGDConfig
+from cgd_wrap.config.calibration import Calibration
 from cgd_wrap.errors import DatasetError
 from cgd_wrap.functional import Split
 from cgd_wrap.models.class_knowledge import class_knowledge
+from cgd_wrap.scan.passes import Passes
 from cgd_wrap.scan.stored_logits import StoredLogits, members_of
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.clip_groups import fast_groups
 from cgd_wrap.split.clip_warnings import clip_warnings
-from cgd_wrap.split.doubts import Doubt, preconditions
+from cgd_wrap.split.control_scores import ControlScores, Scored
+from cgd_wrap.split.doubts import Doubt, preconditions, wrong_labels
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.split.label_scores import LabelScores, all_bad, contradicting_most
+from cgd_wrap.split.power import Power
 from cgd_wrap.split.revision import hold_out, revised
 from cgd_wrap.split.suspicion import Suspicion
 from cgd_wrap.split.verdict import Verdict
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class ScanResult:
             depends on the knowledge, which wasn't measured.
         suspicious_knowledge: the same of the suspicious model and all given labels. None: not
             known, as the scan was saved by an older version.
+        power: how small an attack the scan would have noticed. None: there was no control.
         config: the configuration that the scan was made with.
     """
 
@@ -67,6 +73,7 @@ class ScanResult:
     doubts: tuple[Doubt, ...] = ()
     class_knowledge: float | None = None
     suspicious_knowledge: float | None = None
+    power: Power | None = None
     config: CGDConfig = field(default_factory=CGDConfig)
 
     @property
@@ -82,11 +89,11 @@ class ScanResult:
         calibration = self.config.calibration
         missing = preconditions(
             self.labels, readable, self.split.clean, self.class_names, self.suspicious_knowledge,
-            calibration,
+            self.power, calibration,
         )  # fmt: skip
         return Verdict.of(
             self.poison_estimate, self.labels, readable, self.poison_probability,
-            self.class_names, (*self.doubts, *missing), calibration,
+            self.class_names, (*self.doubts, *missing), self.power, calibration,
         )  # fmt: skip
 
     @property
@@ -117,8 +124,7 @@ class ScanResult:
     @classmethod
     def of(
         cls,
-        clip: StoredLogits,
-        suspicious: StoredLogits,
+        passes: Passes,
         labels: Int[Tensor, "n"],
         config: CGDConfig,
         class_names: Sequence[str],
@@ -127,19 +133,18 @@ class ScanResult:
         """Score the labels by the logits of both passes, and split the dataset.
 
         Args:
-            clip: CLIP's logits, or the logits of several CLIPs: a label's score is then that of the
-                CLIP that contradicts the label most.
-            suspicious: the suspicious model's logits.
+            passes: logits of both models. Of several CLIPs, a label's score is that of the CLIP
+                that contradicts the label most.
             labels: given labels.
             config: thresholds, score rule, share to hold out.
             class_names: names of the classes, in the order of the labels, for the warnings.
             clip_names: name of each CLIP, for the warnings.
         """
-        reference = config.reference_scores
+        clip, reference = passes.clip, config.reference_scores
         scores = [
             LabelScores.of(one, labels, reference_scores=reference) for one in members_of(clip)
         ]
-        suspect = LabelScores.of(suspicious, labels, reference_scores=reference)
+        suspect = LabelScores.of(passes.suspicious, labels, reference_scores=reference)
         bad = all_bad([suspect, *scores])
         valid = torch.ones(len(labels), dtype=torch.bool)
         valid[list(bad)] = False
@@ -148,8 +153,9 @@ class ScanResult:
                 f"{len(bad)} of {len(labels)} samples can't be used, more than "
                 f"max_bad_fraction={config.max_bad_fraction} allows: {sorted(bad)[:10]} ..."
             )
+        against = contradicting_most(scores)
         entropy_map = EntropyMap.from_scores(
-            contradicting_most(scores), suspect.score, valid=valid, reference_scores=reference
+            against, suspect.score, valid=valid, reference_scores=reference
         )
         split = entropy_map.split(
             sigma_clean=config.sigma_clean,
@@ -157,23 +163,25 @@ class ScanResult:
             sigma_slow=config.sigma_slow,
         )
         ranks = entropy_map.clip_rank, entropy_map.suspicious_rank
-        suspicion = Suspicion.of(labels, *ranks, split.triggered, config.calibration)
-        poison = suspicion.probability
+        wrong = WrongLabels.of(scores, labels, valid, config.calibration)
+        suspicion = Suspicion.of(labels, *ranks, split.triggered, wrong, config.calibration)
+        poison, power = suspicion.probability, None
+        if passes.control is not None:
+            power = Power.of(
+                ControlScores.of(passes.control, reference_scores=reference),
+                Scored(labels, against, suspect.score, valid), wrong, suspicion.figures,
+                config.sigma_triggered, config.seed, config.calibration,
+            )  # fmt: skip
         split = revised(
             split, labels, *ranks, suspicion,
             corner_cut=config.corner_cut, poison_cut=config.poison_cut,
             auto=config.sigma == "auto",
         )  # fmt: skip
         figures = ClipAgreement.of(clip_names, scores, labels, valid)
-        doubts = clip_warnings(
-            figures, scores, labels, valid, poison, class_names, config.calibration
-        )
-        honest = valid & ~suspicion.suspected[labels]
-        for name, one, one_scores in zip(clip_names, members_of(clip), scores, strict=True):
-            agreed = honest & (one_scores.choice == labels)
-            doubts += fast_groups(
-                name, one, labels, agreed, ranks[1], class_names, config.calibration
-            )
+        doubts = _doubts(
+            clip, scores, valid, labels, suspicion, ranks[1], figures, class_names,
+            config.calibration,
+        )  # fmt: skip
         return cls(
             labels=labels,
             class_names=tuple(class_names),
@@ -187,8 +195,33 @@ class ScanResult:
             bad=bad,
             doubts=tuple(doubts),
             suspicious_knowledge=class_knowledge(suspect.choice[valid], labels[valid]),
+            power=power,
             config=config,
         )
+
+
+def _doubts(
+    clip: StoredLogits,
+    scores: Sequence[LabelScores],
+    valid: Bool[Tensor, "n"],
+    labels: Int[Tensor, "n"],
+    suspicion: Suspicion,
+    suspicious_rank: Float[Tensor, "n"],
+    figures: ClipAgreement,
+    class_names: Sequence[str],
+    calibration: Calibration,
+) -> Iterator[Doubt]:
+    """Find what the scores of the CLIPs say against trusting them, or the labels."""
+    yield from clip_warnings(
+        figures, scores, labels, valid, suspicion.probability, class_names, calibration
+    )
+    honest = valid & ~suspicion.suspected[labels]
+    for name, one, found in zip(figures.names, members_of(clip), scores, strict=True):
+        agreed = honest & (found.choice == labels)
+        yield from fast_groups(name, one, labels, agreed, suspicious_rank, class_names, calibration)
+    doubtful = suspicion.looks_wrong.nonzero().squeeze(1).tolist()
+    if doubtful:
+        yield wrong_labels(doubtful, suspicion.figures.wrong_share.tolist(), class_names)
 
 
 def _teacher_of(

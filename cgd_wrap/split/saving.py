@@ -25,6 +25,7 @@ from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.doubts import Doubt
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate
+from cgd_wrap.split.power import Power
 from cgd_wrap.split.result import ScanResult
 
 ADVICE = "scan again, which a kept cache_dir makes quick, and save the guard again"
@@ -78,6 +79,7 @@ def save_result(result: ScanResult, folder: Path, subject: Subject, config: CGDC
         "doubts": [asdict(doubt) for doubt in result.doubts],
         "class_knowledge": result.class_knowledge,
         "suspicious_knowledge": result.suspicious_knowledge,
+        "power": None if result.power is None else result.power.as_dict(),
         "bad": {str(index): reason for index, reason in result.bad.items()},
     }
     write_sealed(folder / FILE, tensors, PLACE, notes)
@@ -141,6 +143,7 @@ def _result_of(
         doubts=tuple(_doubts_of(stored)),
         class_knowledge=None if known is None else float(known),
         suspicious_knowledge=None if learned is None else float(learned),
+        power=None if stored.get("power") is None else Power.from_dict(stored["power"]),
         config=config,
     )
     _check_shapes(result, len(subject.class_names))

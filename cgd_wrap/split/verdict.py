@@ -14,6 +14,7 @@ from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.escaping import printable
 from cgd_wrap.split.doubts import LISTED, Doubt
 from cgd_wrap.split.estimate import PoisonEstimate
+from cgd_wrap.split.power import Power
 
 Status = Literal["suspected", "nothing found", "undecided"]
 UNMEASURED = "How small an attack this scan would have noticed was not measured."
@@ -68,7 +69,8 @@ class Verdict:
         reasons: what speaks against trusting the scan: why it is undecided, or, beside suspected
             classes, what to bear in mind.
         smallest_noticed: by name of a class, the smallest number of poisoned samples that this scan
-            would have noticed; None for a class: no number of them. None: not measured.
+            would have noticed with a probability of 95%; None for a class: no number of them. None:
+            not measured.
     """
 
     status: Status
@@ -85,6 +87,7 @@ class Verdict:
         probability: Float[Tensor, "n"],
         class_names: Sequence[str],
         doubts: Sequence[Doubt],
+        power: Power | None = None,
         calibration: Calibration = DEFAULT,
     ) -> Verdict:
         """Weigh a scan's suspicions and doubts.
@@ -96,6 +99,7 @@ class Verdict:
             probability: probability that each sample is poisoned, in [0, 1].
             class_names: names of the classes, in the order of the labels.
             doubts: all that speaks against trusting the scan.
+            power: what the scan could have seen. None: not measured.
             calibration: thresholds.
         """
         reasons = tuple(doubt for doubt in doubts if not doubt.is_hint)
@@ -117,7 +121,10 @@ class Verdict:
             status = "suspected"
         elif suspected:
             status = "undecided"
-        return cls(status, tuple(suspected), reasons)
+        smallest = None
+        if power is not None:
+            smallest = dict(zip(class_names, power.smallest_noticed, strict=False))
+        return cls(status, tuple(suspected), reasons, smallest)
 
     @property
     def sentence(self) -> str:
@@ -128,12 +135,30 @@ class Verdict:
             aim = f" The figures point at {names}, but that means nothing here." if names else ""
             return f"Undecided whether there is an attack: {why}.{aim}"
         if self.status == "nothing found":
-            hides = "" if self.smallest_noticed else f" {UNMEASURED}"
-            return f"No sign of an attack: no class stands out.{hides}"
+            return f"No sign of an attack: no class stands out. {self._hidden}"
         trusted = [suspect for suspect in self.suspected if suspect.trusted]
         more = f" And at {len(trusted) - LISTED} more classes." if len(trusted) > LISTED else ""
         named = " ".join(suspect.sentence for suspect in trusted[:LISTED])
         return f"{named}{more}" + (f" Bear in mind: {why}." if why else "")
+
+    @property
+    def _hidden(self) -> str:
+        """What could hide from the scan."""
+        if self.smallest_noticed is None:
+            return UNMEASURED
+        seen = {name: one for name, one in self.smallest_noticed.items() if one is not None}
+        blind = [name for name in self.smallest_noticed if name not in seen]
+        most = sorted(seen, key=lambda name: -seen[name])
+        parts = [
+            f"fewer than {seen[name]} poisoned samples under {printable(name)!r}"
+            for name in [*most[:1], *(most[-1:] if len(most) > 1 else [])]
+        ]
+        text = f"{' or '.join(parts)} could hide" if parts else ""
+        if blind:
+            more = f" and {len(blind) - LISTED} more" if len(blind) > LISTED else ""
+            names = ", ".join(repr(printable(name)) for name in blind[:LISTED]) + more
+            text += f"{', and ' if parts else ''}any number under {names}"
+        return f"{text[:1].upper()}{text[1:]}."
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as JSON values, with its sentence."""

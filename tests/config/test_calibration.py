@@ -16,17 +16,15 @@ from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, PARTS, Calibration, thresholds
 from cgd_wrap.functional import Split, share_by_class
+from cgd_wrap.split.class_figures import ClassFigures
 from cgd_wrap.split.entropy_map import EntropyMap
-from cgd_wrap.split.suspicion import (
-    Suspicion,
-    better_half_count,
-    corner_suspicion,
-    far_corner_count,
-    rejection_count,
-)
+from cgd_wrap.split.suspicion import LEAST_RIGHT, Suspicion
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 FILES = sorted((Path(__file__).parents[1] / "stored_scans").glob("*.safetensors"))
 SWAPPED = "clean-swapped-names"
+NOISY = (SWAPPED, "clean-sloppy")
+TOLD_OF = "blended-0.01"
 EXACT = 5e-3  # the figures stand there with three digits
 
 
@@ -37,6 +35,8 @@ class Scan:
     ranks: tuple[Tensor, Tensor]
     split: Split
     choice: Tensor
+    looks_wrong: Tensor
+    leaving: Tensor
     target: int | None
     class_names: list[str]
 
@@ -45,8 +45,18 @@ class Scan:
         return torch.bincount(self.labels)
 
     @property
+    def figures(self) -> ClassFigures:
+        return ClassFigures.of(self.labels, *self.ranks, self.split.triggered, self.wrong)
+
+    @property
+    def wrong(self) -> WrongLabels:
+        bound = torch.zeros(len(self.class_names), dtype=torch.float64)
+        beyond = 1 - DEFAULT.wrong_beyond
+        return WrongLabels(self.looks_wrong, self.choice, bound, self.leaving, beyond)
+
+    @property
     def suspicion(self) -> Suspicion:
-        return Suspicion.of(self.labels, *self.ranks, self.split.triggered)
+        return Suspicion.of(self.labels, *self.ranks, self.split.triggered, self.wrong)
 
 
 @cache
@@ -64,6 +74,7 @@ def read(file: Path) -> Scan:
     return Scan(
         file.stem, stored["labels"].long(), (found.clip_rank, found.suspicious_rank),
         found.split(sigma_slow=0.3), stored["clip_choice"].long(),
+        stored["looks_wrong"], stored["leaving"],
         facts["target"] if bool(stored["poisoned"].any()) else None, facts["class_names"],
     )  # fmt: skip
 
@@ -72,42 +83,33 @@ def read(file: Path) -> Scan:
 
 
 def suspicion_of(scan: Scan) -> Tensor:
-    return corner_suspicion(scan.labels, *scan.ranks, scan.split.triggered)[0]
+    return scan.figures.suspicion
 
 
 def far_corner_share(scan: Scan) -> Tensor:
-    return far_corner_count(scan.labels, *scan.ranks) / scan.size
+    return scan.figures.far / scan.size
 
 
-def rejected_share(scan: Scan) -> Tensor:
-    return rejection_count(scan.labels, scan.ranks[0]) / scan.size
+def wrong_share(scan: Scan) -> Tensor:
+    return scan.figures.wrong_share
 
 
-def rejected_times(scan: Scan) -> Tensor:
-    """The share of the class with the highest one, times the next; 0 for the others."""
-    share = rejected_share(scan)
-    (first, second), places = share.topk(2)
-    times = torch.zeros_like(share)
-    times[places[0]] = first / second.clamp(min=1 / len(scan.labels))
-    return times
-
-
-def better_half(scan: Scan) -> Tensor:
-    return better_half_count(scan.labels, scan.ranks[0]) / scan.size
+def named_share(scan: Scan) -> Tensor:
+    figures = scan.figures
+    return figures.named / figures.size / (1 - figures.wrong_share).clamp(min=LEAST_RIGHT)
 
 
 MEASURES = {
     "suspicion": suspicion_of,
     "far corner": far_corner_share,
-    "rejected": rejected_share,
-    "rejected times": rejected_times,
+    "wrong": wrong_share,
 }
 
 
 def figures(measure: str) -> Iterator[tuple[float, bool]]:
     """Each class' figure in the scans under right names, and whether the class is a target."""
     for scan in scans():
-        if scan.name != SWAPPED:
+        if scan.name not in NOISY:
             for label, figure in enumerate(MEASURES[measure](scan).tolist()):
                 yield figure, label == scan.target
 
@@ -126,19 +128,40 @@ def test_a_threshold_lies_between_what_it_says_was_seen(name: str) -> None:
     assert one.honest < one.value < one.poisoned
 
 
-def test_what_clip_knows_is_mostly_told_from_wrongly_named_classes() -> None:
-    """Enough of each poisoned target is in the better half, but of one of four swapped classes."""
-    one = thresholds()["known_by_rank"]
-    targets = [float(better_half(s)[s.target]) for s in scans() if s.target is not None]
+def test_what_clip_knows_is_told_from_wrongly_named_classes() -> None:
+    one = thresholds()["known_by_name"]
+    targets = [float(named_share(s)[s.target]) for s in scans() if s.target is not None]
     (swapped,) = (scan for scan in scans() if scan.name == SWAPPED)
     (right,) = (scan.class_names for scan in scans() if scan.name == "clean")
     renamed = [i for i, name in enumerate(right) if swapped.class_names[i] != name]
-    wrong = float(better_half(swapped)[renamed].max())
+    wrong = float(named_share(swapped)[renamed].max())
     assert one.honest == pytest.approx(wrong, rel=EXACT)
     assert one.poisoned == pytest.approx(min(targets), rel=EXACT)
-    assert one.value < one.poisoned
-    known = better_half(swapped)[renamed] >= one.value
-    assert int(known.sum()) == 1  # of four: the margin doesn't hold, as the threshold says
+    assert one.honest < one.value < one.poisoned
+
+
+def test_how_fast_wrong_labels_are_learned_tells_attacks_from_mistakes() -> None:
+    """Attacks that are learned slowly, such as WaNet, are as slow as mistakes."""
+    one = thresholds()["wrong_speed"]
+    speeds = []
+    for scan in scans():
+        if scan.name != SWAPPED:
+            each = scan.figures.speed / scan.figures.wrong.clamp(min=1)
+            enough = (scan.figures.wrong >= 10).nonzero().squeeze(1).tolist()
+            speeds += [(float(each[label]), label == scan.target) for label in enough]
+    honest = max(speed for speed, target in speeds if not target)
+    fast = min(speed for speed, target in speeds if target and speed > one.value)
+    assert one.honest == pytest.approx(honest, rel=EXACT)
+    assert one.poisoned == pytest.approx(fast, rel=EXACT)
+    assert one.honest < one.value < one.poisoned
+
+
+def test_wrong_labels_of_a_sloppy_class_are_told_of_and_not_suspected() -> None:
+    (sloppy,) = (scan for scan in scans() if scan.name == "clean-sloppy")
+    suspicion = sloppy.suspicion
+    assert not suspicion.suspected.any()
+    assert suspicion.looks_wrong.nonzero().squeeze(1).tolist() == [3]
+    assert float(sloppy.figures.wrong_share[3]) == pytest.approx(0.3, abs=0.05)
 
 
 def test_classes_get_their_name_and_swapped_ones_do_not() -> None:
@@ -147,11 +170,14 @@ def test_classes_get_their_name_and_swapped_ones_do_not() -> None:
         assert int((hits >= DEFAULT.known_by_name).sum()) == (6 if scan.name == SWAPPED else 10)
 
 
-def test_the_target_and_nothing_else_is_suspected() -> None:
+def test_the_target_and_nothing_else_is_suspected_or_told_of() -> None:
+    """Blended at 1% aims at cats, which CLIP knows badly, and half of it is learned late."""
     for scan in scans():
-        if scan.name != SWAPPED:
-            suspected = scan.suspicion.suspected.nonzero().squeeze(1).tolist()
-            assert suspected == ([] if scan.target is None else [scan.target]), scan.name
+        if scan.name not in NOISY:
+            suspicion = scan.suspicion
+            found = suspicion.looks_wrong if scan.name == TOLD_OF else suspicion.suspected
+            expected = [] if scan.target is None else [scan.target]
+            assert found.nonzero().squeeze(1).tolist() == expected, scan.name
 
 
 # --- the value ----------------------------------------------------------------------------------
@@ -184,4 +210,6 @@ def test_a_threshold_decides() -> None:
     scan = next(scan for scan in scans() if scan.name == "badnets-0.01")
     high = Calibration(evidence_needed=1e6)
     assert scan.suspicion.suspected.any()
-    assert not Suspicion.of(scan.labels, *scan.ranks, scan.split.triggered, high).suspected.any()
+    assert not Suspicion.of(
+        scan.labels, *scan.ranks, scan.split.triggered, scan.wrong, high
+    ).suspected.any()

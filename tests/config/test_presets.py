@@ -20,7 +20,7 @@ UNREAD = (
     "suspicious_optimizer", "suspicious_learning_rate", "suspicious_schedule",
     "suspicious_weight_decay", "suspicious_batch_size", "holdout_fraction", "on_bad_sample",
     "max_bad_fraction", "allow_missing_classes", "scan_batch_size", "scan_timeout",
-    "sample_timeout",
+    "sample_timeout", "control",
 )  # fmt: skip
 
 

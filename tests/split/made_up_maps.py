@@ -6,7 +6,9 @@ import torch
 
 from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.functional import split_by_rank
+from cgd_wrap.split.class_figures import ClassFigures
 from cgd_wrap.split.suspicion import Suspicion, evidence_in_corner
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 PER_CLASS, CLASSES = 1000, 10
 ENOUGH = DEFAULT.evidence_needed
@@ -52,12 +54,40 @@ def partly_fast_map(count: int = 400) -> tuple[torch.Tensor, torch.Tensor, torch
     return labels, clip_rank, suspicious_rank
 
 
+def figures_of(labels: torch.Tensor, *ranks: torch.Tensor) -> ClassFigures:
+    return ClassFigures.of(labels, *ranks, split_by_rank(*ranks).triggered)
+
+
+def corner_evidence(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
+    figures = figures_of(labels, *ranks)
+    return evidence_in_corner(figures, figures)
+
+
+def wrong_labels(
+    labels: torch.Tensor, poison: torch.Tensor, sources: tuple[int, ...] = tuple(range(4))
+) -> WrongLabels:
+    """Every fourth of some samples looks wrong, and CLIP takes it for one of the sources."""
+    looks_wrong = torch.zeros(len(labels), dtype=torch.bool)
+    looks_wrong[poison[::4]] = True
+    choice = labels.clone()
+    choice[poison] = torch.tensor(sources)[torch.arange(len(poison)) // 4 % len(sources)]
+    some = torch.full((CLASSES,), 0.25, dtype=torch.float64)
+    return WrongLabels(looks_wrong, choice, bound=some, leaving=some, beyond=0.25)
+
+
 def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:
-    return evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered) > ENOUGH
+    return corner_evidence(labels, *ranks) > ENOUGH
 
 
-def suspicion_of(labels: torch.Tensor, *ranks: torch.Tensor) -> Suspicion:
-    return Suspicion.of(labels, *ranks, split_by_rank(*ranks).triggered)
+def suspicion_of(
+    labels: torch.Tensor, *ranks: torch.Tensor, wrong: WrongLabels | None = None
+) -> Suspicion:
+    return Suspicion.of(labels, *ranks, split_by_rank(*ranks).triggered, wrong)
+
+
+def first_of(labels: torch.Tensor, count: int, label: int = 4) -> torch.Tensor:
+    """The first samples of a class, which the maps above make poison."""
+    return (labels == label).nonzero().squeeze(1)[:count]
 
 
 def names(mask: torch.Tensor) -> list[int]:

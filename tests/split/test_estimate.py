@@ -9,14 +9,14 @@ from made_up_maps import (
     ENOUGH,
     PER_CLASS,
     attacked_map,
+    corner_evidence,
+    figures_of,
     honest_map,
 )
 
-from cgd_wrap.functional import split_by_rank
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
 from cgd_wrap.split.suspicion import (
     Suspicion,
-    evidence_in_corner,
     probability_of_poison,
 )
 
@@ -26,14 +26,16 @@ def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:
     *ranks, evidence = given
     probability = probability_of_poison(labels, *ranks, evidence > ENOUGH)
     none = torch.zeros_like(evidence, dtype=torch.bool)
-    suspicion = Suspicion(evidence, probability, none, probability)
+    suspicion = Suspicion(
+        evidence, probability, none, probability, none, figures_of(labels, *ranks)
+    )
     return estimate_poison(labels, suspicion, sum(ranks).isfinite())
 
 
 @pytest.mark.parametrize("count", [200, 800])
 def test_the_estimate_is_near_the_truth(count):
     labels, *ranks = attacked_map(count, (4, 7))
-    evidence = evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered)
+    evidence = corner_evidence(labels, *ranks)
     estimate = estimate_of(labels, *ranks, evidence)
     assert {found.label for found in estimate.classes} == {4, 7}
     assert estimate.rate == pytest.approx(2 * count / len(labels), rel=0.4)
@@ -45,7 +47,7 @@ def test_the_estimate_is_near_the_truth(count):
 
 def test_the_estimate_of_honest_or_unreadable_data_is_nothing():
     labels, *ranks = honest_map()
-    evidence = evidence_in_corner(labels, *ranks, split_by_rank(*ranks).triggered)
+    evidence = corner_evidence(labels, *ranks)
     assert estimate_of(labels, *ranks, evidence) == PoisonEstimate(0.0, ())
     unreadable = torch.full((3,), math.nan, dtype=torch.float64)
     nothing = estimate_of(torch.arange(3), unreadable, unreadable, -torch.ones(3).double())

@@ -10,19 +10,19 @@ from made_up_maps import (
     ENOUGH,
     attacked_map,
     denied_map,
+    figures_of,
+    first_of,
     honest_map,
     names,
     partly_fast_map,
     suspects,
     suspicion_of,
+    wrong_labels,
 )
 
 from cgd_wrap.functional import Split, split_by_rank
 from cgd_wrap.split.revision import revised
-from cgd_wrap.split.suspicion import (
-    Suspicion,
-    probability_of_poison,
-)
+from cgd_wrap.split.suspicion import Suspicion, probability_of_poison
 
 
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:
@@ -30,7 +30,9 @@ def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts
     *ranks, suspected = given
     evidence = 2 * ENOUGH * suspected
     probability = probability_of_poison(labels, *given)
-    suspicion = Suspicion(evidence, probability, torch.zeros_like(suspected), probability)
+    none = torch.zeros_like(suspected)
+    figures = figures_of(labels, *ranks)
+    suspicion = Suspicion(evidence, probability, none, probability, none, figures)
     return revised(before, labels, *ranks, suspicion, **cuts)
 
 
@@ -155,7 +157,8 @@ def test_auto_takes_back_what_is_plainly_no_poison():
 def test_what_may_be_poison_by_either_place_leaves_the_clean_split():
     labels, *ranks = partly_fast_map()
     before = split_by_rank(*ranks)
-    suspicion = suspicion_of(labels, *ranks)
+    wrong = wrong_labels(labels, first_of(labels, 400))
+    suspicion = suspicion_of(labels, *ranks, wrong=wrong)
     passed = (before.clean & (labels == 4)).nonzero().squeeze(1)
     doubtful = passed[ranks[0][passed].topk(100).indices]  # not in the quarter that is kept
     at_most = suspicion.probability_at_most.clone()
@@ -168,7 +171,8 @@ def test_what_may_be_poison_by_either_place_leaves_the_clean_split():
 
 def test_a_slow_class_keeps_the_quarter_that_clip_denies_least():
     labels, *ranks = denied_map(300)
-    before, suspicion = split_by_rank(*ranks), suspicion_of(labels, *ranks)
+    wrong = wrong_labels(labels, first_of(labels, 300))
+    before, suspicion = split_by_rank(*ranks), suspicion_of(labels, *ranks, wrong=wrong)
     assert names(suspicion.found_by_clip_alone) == [4]
     after = revised(before, labels, *ranks, suspicion, corner_cut=None, poison_cut=-1.0)
     passed = before.clean & (labels == 4)

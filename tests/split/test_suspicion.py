@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from made_up_maps import (
-    ENOUGH,
     PER_CLASS,
     attacked_map,
     denied_map,
+    first_of,
     honest_map,
     names,
     partly_fast_map,
     suspects,
     suspicion_of,
+    wrong_labels,
 )
 
 from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.functional import corner_weight, split_by_rank
 from cgd_wrap.split.estimate import estimate_poison
-from cgd_wrap.split.suspicion import (
-    evidence_of_rejection,
-    probability_of_poison,
-)
+from cgd_wrap.split.suspicion import probability_of_poison
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 AT_THE_TIP, CHANCE = DEFAULT.far_corner_share, DEFAULT.chance_suspicion
-DENIED = DEFAULT.rejected_share
 POWER, TIP = DEFAULT.corner_power, DEFAULT.far_corner
 
 
@@ -78,7 +77,9 @@ def test_a_class_that_clip_knows_needs_no_sample_at_the_tip():
 
 
 def test_a_class_that_clip_does_not_know_does():
-    assert names(suspects(*far_from_the_tip(round(0.9 * PER_CLASS)))) == []
+    labels, *ranks = far_from_the_tip(round(0.6 * PER_CLASS))
+    unnamed = replace(WrongLabels.none(labels), choice=torch.where(labels == 4, 3, labels))
+    assert names(suspicion_of(labels, *ranks, wrong=unnamed).suspected) == []
 
 
 def test_a_single_sample_in_the_corner_is_no_evidence():
@@ -107,11 +108,13 @@ def test_an_attack_on_every_class_is_suspected_in_every_class():
 
 
 @pytest.mark.parametrize("count", [100, 300])
-def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
+def test_slow_poison_is_suspected_by_what_looks_wrong_to_clip(count):
     given = denied_map(count)
-    assert names(suspects(*given)) == []
-    suspicion = suspicion_of(*given)
+    wrong = wrong_labels(given[0], first_of(given[0], count))
+    assert names(suspicion_of(*given).suspected) == []
+    suspicion = suspicion_of(*given, wrong=wrong)
     assert names(suspicion.suspected) == [4]
+    assert names(suspicion.looks_wrong) == []
     members = suspicion.probability[given[0] == 4]
     assert float(members[:count].mean()) > 0.85
     assert 0.8 * count < float(members.sum()) < 2 * count
@@ -120,18 +123,38 @@ def test_slow_poison_is_suspected_by_how_flatly_clip_denies_it(count):
     assert [(found.label, found.found_by_clip_alone) for found in estimate.classes] == [(4, True)]
 
 
+def test_slow_poison_of_several_targets_is_suspected_in_each():
+    labels, *ranks = denied_map(100)
+    poison = torch.cat([first_of(labels, 100, label) for label in (4, 6, 8)])
+    suspicion = suspicion_of(labels, *ranks, wrong=wrong_labels(labels, poison))
+    assert names(suspicion.suspected) == [4, 6, 8]
+
+
+@pytest.mark.parametrize(("rank", "fast"), [(0.02, True), (0.3, True), (0.95, False)])
+def test_wrong_labels_that_are_learned_like_right_ones_are_an_attacks(rank, fast):
+    """Of images of one class, they would else be taken for mistakes, and only be told of."""
+    given = denied_map(60, rank=rank)
+    wrong = wrong_labels(given[0], first_of(given[0], 60), sources=(7,))
+    suspicion = suspicion_of(*given, wrong=wrong)
+    assert names(suspicion.suspected) == ([4] if fast else [])
+    assert names(suspicion.looks_wrong) == ([] if fast else [4])
+    assert names(suspicion.found_by_clip_alone) == []
+
+
 def test_what_is_suspected_for_its_corner_is_judged_by_that():
     given = denied_map(60, rank=0.02)
     suspected = suspects(*given)
-    assert names(suspected) == [4] == names(evidence_of_rejection(*given[:2]) > ENOUGH)
-    assert torch.equal(suspicion_of(*given).probability, probability_of_poison(*given, suspected))
+    assert names(suspected) == [4]
+    suspicion = suspicion_of(*given, wrong=wrong_labels(given[0], first_of(given[0], 60)))
+    assert torch.equal(suspicion.probability, probability_of_poison(*given, suspected))
 
 
 def test_poison_that_was_learned_fast_in_part_is_told_by_clips_denial():
     given = partly_fast_map()
     suspected = suspects(*given)
     assert names(suspected) == [4]
-    suspicion, members = suspicion_of(*given), given[0] == 4
+    wrong = wrong_labels(given[0], first_of(given[0], 400))
+    suspicion, members = suspicion_of(*given, wrong=wrong), given[0] == 4
     assert names(suspicion.found_by_clip_alone) == [4]
     by_corner = probability_of_poison(*given, suspected)
     assert int((by_corner[members][:400] > 0.5).sum()) < 200
@@ -142,26 +165,38 @@ def test_poison_that_was_learned_fast_in_part_is_told_by_clips_denial():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clip_denies_no_honest_class_more_than_it_may(seed):
+def test_an_honest_map_has_no_suspected_class(seed):
     assert names(suspicion_of(*honest_map(seed)).suspected) == []
 
 
-def test_a_class_that_clip_finds_hard_is_not_denied():
-    labels, clip_rank, _ = denied_map(round(DENIED * PER_CLASS))
-    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
-    labels, clip_rank, _ = denied_map(60)
-    next_one = (labels == 5).nonzero().squeeze(1)[:30]
-    clip_rank[next_one] = 0.995
-    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
+def test_mistakes_that_go_to_and_fro_are_no_attack():
+    labels, *ranks = denied_map(100)
+    both = torch.cat([first_of(labels, 100), first_of(labels, 100, 5)])
+    wrong = wrong_labels(labels, both)
+    choice = wrong.choice.clone()
+    choice[both[:100]], choice[both[100:]] = 5, 4
+    ranks[1][both] = 0.9
+    suspicion = suspicion_of(labels, *ranks, wrong=replace(wrong, choice=choice))
+    assert names(suspicion.suspected) == []
+    assert names(suspicion.looks_wrong) == [4, 5]
 
 
-def test_a_class_that_clip_does_not_know_is_not_denied():
-    labels, clip_rank, _ = denied_map(100)
-    members = (labels == 4).nonzero().squeeze(1)[100:]
-    clip_rank[members] = torch.linspace(0.4, 0.98, len(members), dtype=torch.float64)
-    assert names(evidence_of_rejection(labels, clip_rank) > ENOUGH) == []
+def test_what_all_classes_have_is_no_attack():
+    labels, *ranks = honest_map()
+    poison = torch.cat([first_of(labels, 100 + 5 * label, label) for label in range(10)])
+    suspicion = suspicion_of(labels, *ranks, wrong=wrong_labels(labels, poison, tuple(range(10))))
+    assert names(suspicion.suspected) == names(suspicion.looks_wrong) == []
+
+
+def test_a_class_that_clip_does_not_know_shows_nothing():
+    labels, *ranks = denied_map(100)
+    wrong = wrong_labels(labels, first_of(labels, 100))
+    unknown = torch.where(labels == 4, 3, wrong.choice)
+    suspicion = suspicion_of(labels, *ranks, wrong=replace(wrong, choice=unknown))
+    assert names(suspicion.suspected) == names(suspicion.looks_wrong) == []
 
 
 def test_one_class_alone_has_none_to_stand_out_from():
-    ranks = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    assert names(evidence_of_rejection(torch.zeros(1000, dtype=torch.int64), ranks) > ENOUGH) == []
+    ranks = torch.arange(1, 1001, dtype=torch.float64).expand(2, -1) / 1000
+    labels = torch.zeros(1000, dtype=torch.int64)
+    assert names(suspicion_of(labels, *ranks).suspected) == []

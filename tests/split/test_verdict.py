@@ -20,13 +20,15 @@ from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.models.class_knowledge import class_knowledge
 from cgd_wrap.split.clip_agreement import ClipAgreement
 from cgd_wrap.split.clip_warnings import clip_warnings
-from cgd_wrap.split.doubts import HINTS, VOIDING, Code, Doubt
+from cgd_wrap.split.doubts import HINTS, VOIDING, Code, Doubt, wrong_labels
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, SuspectedClass, estimate_poison
 from cgd_wrap.split.label_scores import LabelScores
+from cgd_wrap.split.power import FamilyPlace, Power
 from cgd_wrap.split.result import ScanResult
 from cgd_wrap.split.suspicion import Suspicion
 from cgd_wrap.split.verdict import Verdict
+from cgd_wrap.split.wrong_labels import WrongLabels
 
 FILES = sorted((Path(__file__).parents[1] / "stored_scans").glob("*.safetensors"))
 NAMES = ("cat", "dog", "ship")
@@ -35,11 +37,19 @@ LABELS = torch.arange(SIZE) % len(NAMES)
 CODES: tuple[Code, ...] = get_args(Code)
 
 
-def result_of(labels: Tensor, clip: Tensor, fast: Tensor, **changes: Any) -> ScanResult:
+def result_of(
+    labels: Tensor, clip: Tensor, fast: Tensor, wrong: WrongLabels | None = None, **changes: Any
+) -> ScanResult:
     """What a scan finds by two scores of each label; trustworthy, but for the changes."""
     placed = EntropyMap.from_scores(clip.double(), fast.double())
     split = placed.split(sigma_slow=0.3)
-    suspicion = Suspicion.of(labels, placed.clip_rank, placed.suspicious_rank, split.triggered)
+    ranks = placed.clip_rank, placed.suspicious_rank
+    suspicion = Suspicion.of(labels, *ranks, split.triggered, wrong)
+    doubtful = suspicion.looks_wrong.nonzero().flatten().tolist()
+    names = changes.get("class_names", NAMES)
+    if doubtful:
+        shares = suspicion.figures.wrong_share.tolist()
+        changes["doubts"] = (wrong_labels(doubtful, shares, names), *changes.get("doubts", ()))
     return ScanResult(
         **{
             "labels": labels, "class_names": NAMES, "entropy_map": placed, "split": split,
@@ -82,6 +92,47 @@ def test_nothing_found_says_that_its_power_was_not_measured() -> None:
         "noticed was not measured."
     )
     assert "not measured" not in replace(verdict, smallest_noticed={"cat": 80}).sentence
+
+
+PLACE = FamilyPlace("patch", 30, 0.99, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "words"),
+    [
+        (
+            (80, 40, 60),
+            "Fewer than 80 poisoned samples under 'cat' or fewer than 40 poisoned samples under "
+            "'dog' could hide.",
+        ),
+        ((80, None, 60), "could hide, and any number under 'dog'."),
+        ((80,), "Fewer than 80 poisoned samples under 'cat' could hide."),
+    ],
+)  # fmt: skip
+def test_nothing_found_says_what_could_hide(smallest: tuple[int | None, ...], words: str) -> None:
+    verdict = honest(power=Power(smallest, (PLACE,))).verdict
+    assert verdict.status == "nothing found"
+    assert verdict.smallest_noticed == dict(zip(NAMES, smallest, strict=False))
+    assert verdict.sentence.endswith(words)
+    assert json.loads(json.dumps(verdict.as_dict()))["smallest_noticed"]["cat"] == smallest[0]
+
+
+def test_a_scan_that_would_have_noticed_nothing_has_found_nothing_out() -> None:
+    blind = Power((None, None, 60), (PLACE,))
+    verdict = honest(power=blind).verdict
+    assert verdict.status == "undecided"
+    assert [reason.code for reason in verdict.reasons] == ["control_not_found"]
+    assert "'cat', 'dog'" in verdict.reasons[0].why
+    assert attacked(1, power=blind).verdict.status == "suspected"
+
+
+def test_labels_that_look_wrong_leave_it_open() -> None:
+    doubt = wrong_labels([1], [0.0, 0.25, 0.0], NAMES)
+    verdict = honest(doubts=(doubt,)).verdict
+    assert verdict.status == "undecided"
+    assert "25.0% of 'dog'" in verdict.reasons[0].why
+    many = wrong_labels(list(range(11)), [0.1] * 11, [str(k) for k in range(11)])
+    assert "and more of 3 other classes" in many.why
 
 
 def test_suspected_classes_have_a_share_and_an_interval() -> None:
@@ -182,15 +233,17 @@ def stored(file: Path) -> tuple[ScanResult, Tensor]:
     figures = LabelScores(scan["clip_score"].double(), choice, {})
     valid = torch.ones(len(labels), dtype=torch.bool)
     agreement = ClipAgreement.of(["CLIP"], [figures], labels, valid)
+    bound, beyond = torch.zeros(len(names), dtype=torch.float64), 1 - DEFAULT.wrong_beyond
+    wrong = WrongLabels(scan["looks_wrong"], choice, bound, scan["leaving"], beyond)
     sure = torch.where(scan["suspicious_score"] < 0, labels, (labels + 1) % len(names))
     result = result_of(
-        labels, scan["clip_score"], scan["suspicious_score"], class_names=tuple(names),
+        labels, scan["clip_score"], scan["suspicious_score"], wrong, class_names=tuple(names),
         teachers=agreement, suspicious_knowledge=class_knowledge(sure, labels),
     )  # fmt: skip
     warned = clip_warnings(
         agreement, [figures], labels, valid, result.poison_probability.double(), names
     )
-    return replace(result, doubts=tuple(warned)), scan["poisoned"]
+    return replace(result, doubts=(*result.doubts, *warned)), scan["poisoned"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -201,6 +254,9 @@ def test_the_verdict_of_stored_scans_is_right(file: Path) -> None:
     if file.stem == "clean-swapped-names":
         assert verdict.status == "undecided"
         assert [reason.code for reason in verdict.reasons] == ["clip_does_not_know_classes"]
+    elif file.stem in ("clean-sloppy", "blended-0.01"):  # the latter aims at cats, known badly
+        assert (verdict.status, verdict.suspected) == ("undecided", ())
+        assert [reason.code for reason in verdict.reasons] == ["labels_look_wrong"]
     elif not poisoned.any():
         assert verdict.status == "nothing found"
     else:
