@@ -89,7 +89,8 @@ class ScanResult:
         calibration = self.config.calibration
         missing = preconditions(
             self.labels, readable, self.split.clean, self.class_names, self.suspicious_knowledge,
-            self.power, calibration,
+            # Beside an attack that was found, a test of what else could hide says little.
+            None if self.poison_estimate.classes else self.power, calibration,
         )  # fmt: skip
         return Verdict.of(
             self.poison_estimate, self.labels, readable, self.poison_probability,
