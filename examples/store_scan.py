@@ -39,7 +39,7 @@ def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
         torch.cat([logits for _, logits, _ in stored.units()]) for stored in guard.logits
     )
     every = torch.ones_like(guard.targets, dtype=torch.bool)
-    by_clip = LabelScores.of(guard.logits[0], guard.targets, reference_scores=False)
+    by_clip = LabelScores.of(guard.logits[0], guard.targets, reference_scores=False, compare=True)
     wrong = WrongLabels.of([by_clip], guard.targets, every)
     return {
         "looks_wrong": wrong.looks_wrong,

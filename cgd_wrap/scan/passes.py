@@ -115,14 +115,14 @@ def _trained(
         each: options of each part, with the samples that are bad in it.
     """
     options, model, kind = each[0], unwrapped(subject.model), inputs
-    views: list[Any] = list(copies)
+    views: list[Any]
     if copies:
-        side = copies[0].side
+        views, side = list(copies), copies[0].side
         model = SuspiciousNetwork(options.num_classes, side)
         kind = InputKind((3, side, side), torch.uint8)
-    described["input"] = list(kind.shape)
-    if not copies:
+    else:
         views = [subject.scaled_images(part, inputs) for part in raw]
+    described["input"] = list(kind.shape)
     if views[0] is None:
         views = [subject.evaluated_images()]
         described["inputs"], bad = own_inputs_pass(views[0], len(labels), options)

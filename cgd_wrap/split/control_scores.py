@@ -65,10 +65,12 @@ class Scored:
         clip: CLIP's scores.
         suspicious: the suspicious model's scores.
         valid: False for unreadable samples.
+        looks_wrong: samples whose label looks wrong to CLIP.
 
     Attributes:
         clip: CLIP's scores of the readable samples, ascending, float64.
         suspicious: the suspicious model's.
+        right: the suspicious model's of each class' right-looking samples, ascending.
     """
 
     def __init__(
@@ -77,16 +79,18 @@ class Scored:
         clip: Float[Tensor, "n"],
         suspicious: Float[Tensor, "n"],
         valid: Bool[Tensor, "n"],
+        looks_wrong: Bool[Tensor, "n"],
     ) -> None:
-        self.labels, self.valid, self._learned = labels, valid, suspicious.double()
+        learned = suspicious.double()
         self.clip = clip[valid].double().sort().values
-        self.suspicious = self._learned[valid].sort().values
+        self.suspicious = learned[valid].sort().values
+        self.right = [
+            learned[own].sort().values for own in members_by_class(labels, valid & ~looks_wrong)
+        ]
 
-    def speed(
-        self, scores: Float[Tensor, "few"], looks_wrong: Bool[Tensor, "n"], classes: int
-    ) -> Float[Tensor, "few classes"]:
+    def speed(self, scores: Float[Tensor, "few"], classes: int) -> Float[Tensor, "few classes"]:
         """Share of each class' right-looking samples that were learned more slowly."""
         each = torch.full((len(scores), classes), 0.5, dtype=torch.float64)
-        for label, own in enumerate(members_by_class(self.labels, self.valid & ~looks_wrong)):
-            each[:, label] = share_slower(scores.double(), self._learned[own].sort().values)
+        for label, own in enumerate(self.right):
+            each[:, label] = share_slower(scores.double(), own)
         return each

@@ -38,7 +38,12 @@ class LabelScores:
 
     @classmethod
     def of(
-        cls, logits: StoredLogits, labels: Int[Tensor, "n"], *, reference_scores: bool
+        cls,
+        logits: StoredLogits,
+        labels: Int[Tensor, "n"],
+        *,
+        reference_scores: bool,
+        compare: bool = False,
     ) -> LabelScores:
         """Score the labels by the stored logits of a pass, unit by unit.
 
@@ -47,13 +52,14 @@ class LabelScores:
             labels: given labels.
             reference_scores: take :func:`~cgd_wrap.functional.scores.reference_label_nll` in place
                 of :func:`~cgd_wrap.functional.scores.label_log_odds_against`.
+            compare: score a few samples against every class, too.
         """
         score = (
             functional.reference_label_nll
             if reference_scores
             else functional.label_log_odds_against
         )
-        few = compared(len(labels))
+        few = compared(len(labels)) if compare else labels[:0]
         scores, choices, against, bad = [], [], [], BadRows()
         for rows, values, bad_here in logits.units():
             scores.append(score(values, labels[rows.start : rows.stop]))
@@ -76,6 +82,11 @@ def scores_against_all(
     if reference_scores:
         return -logits.double().log_softmax(dim=1)
     return functional.log_odds_against_all(logits)
+
+
+def choosing_clip(verdicts: Sequence[LabelScores]) -> Int[Tensor, "n"]:
+    """Position of the CLIP that contradicts each label most, among several."""
+    return torch.stack([verdict.score for verdict in verdicts]).argmax(dim=0)
 
 
 def contradicting_most(verdicts: Sequence[LabelScores]) -> Float[Tensor, "n"]:

@@ -121,7 +121,7 @@ class Power:
                 _Place.of(control.suspicious[donors, None].expand_as(clip), scored.suspicious),
                 # Of all classes together: of one class, a few images tell little.
                 float((clip > wrong.bound[: len(size)])[usable].double().mean()),
-                scored.speed(control.suspicious[donors], wrong.looks_wrong, len(size)),
+                scored.speed(control.suspicious[donors], len(size)),
                 usable, sigma_triggered, random, calibration,
             )  # fmt: skip
             worst = torch.maximum(worst, attacks.smallest_noticed(typical, figures))

@@ -24,7 +24,12 @@ from cgd_wrap.split.control_scores import ControlScores, Scored
 from cgd_wrap.split.doubts import Doubt, preconditions, wrong_labels
 from cgd_wrap.split.entropy_map import EntropyMap
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
-from cgd_wrap.split.label_scores import LabelScores, all_bad, contradicting_most
+from cgd_wrap.split.label_scores import (
+    LabelScores,
+    all_bad,
+    choosing_clip,
+    contradicting_most,
+)
 from cgd_wrap.split.power import Power
 from cgd_wrap.split.revision import hold_out, revised
 from cgd_wrap.split.suspicion import Suspicion
@@ -143,7 +148,8 @@ class ScanResult:
         """
         clip, reference = passes.clip, config.reference_scores
         scores = [
-            LabelScores.of(one, labels, reference_scores=reference) for one in members_of(clip)
+            LabelScores.of(one, labels, reference_scores=reference, compare=True)
+            for one in members_of(clip)
         ]
         suspect = LabelScores.of(passes.suspicious, labels, reference_scores=reference)
         bad = all_bad([suspect, *scores])
@@ -170,7 +176,8 @@ class ScanResult:
         if passes.control is not None:
             power = Power.of(
                 ControlScores.of(passes.control, reference_scores=reference),
-                Scored(labels, against, suspect.score, valid), wrong, suspicion.figures,
+                Scored(labels, against, suspect.score, valid, wrong.looks_wrong), wrong,
+                suspicion.figures,
                 config.sigma_triggered, config.seed, config.calibration,
             )  # fmt: skip
         split = revised(
@@ -237,5 +244,5 @@ def _teacher_of(
     if len(members) == 1:
         return clip.rows(wanted)
     each = torch.stack([one.rows(wanted).float().log_softmax(dim=1) for one in members])
-    chosen = torch.stack([one_scores.score[wanted] for one_scores in scores]).argmax(dim=0)
+    chosen = choosing_clip(scores)[wanted]
     return each[chosen, torch.arange(len(wanted))]

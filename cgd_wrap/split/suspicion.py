@@ -93,23 +93,23 @@ class Suspicion:
         )
         many_wrong = evidence_of_wrong_labels(figures, figures, calibration)
         planted = looks_planted(figures, wrong.flow(labels), calibration)
-        fast, rejected = by_speed > needed, planted
+        fast = by_speed > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
         by_clip = probability_by_class(
-            labels, lambda some: clip_rank[some] ** calibration.rejection_power, rejected
+            labels, lambda some: clip_rank[some] ** calibration.rejection_power, planted
         )
-        by_clip_alone = rejected & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
+        by_clip_alone = planted & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
         probability = at_most = by_corner
         if bool(by_clip_alone.any()):
             alone = by_clip_alone[labels]
             probability = torch.where(alone, by_clip, by_corner)
             at_most = torch.maximum(by_corner, by_clip * alone)
         return cls(
-            evidence=torch.where(rejected & ~fast, many_wrong, by_speed),
+            evidence=torch.where(planted & ~fast, many_wrong, by_speed),
             probability=probability,
             found_by_clip_alone=by_clip_alone,
             probability_at_most=at_most,
-            looks_wrong=(many_wrong > needed) & ~fast & ~rejected,
+            looks_wrong=(many_wrong > needed) & ~fast & ~planted,
             figures=figures,
             calibration=calibration,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.escaping import printable
-from cgd_wrap.split.doubts import LISTED, Doubt
+from cgd_wrap.split.doubts import LISTED, Doubt, listed
 from cgd_wrap.split.estimate import PoisonEstimate
 from cgd_wrap.split.power import Power
 
@@ -155,8 +155,7 @@ class Verdict:
         ]
         text = f"{' or '.join(parts)} could hide" if parts else ""
         if blind:
-            more = f" and {len(blind) - LISTED} more" if len(blind) > LISTED else ""
-            names = ", ".join(repr(printable(name)) for name in blind[:LISTED]) + more
+            names = listed(range(len(blind)), [printable(name) for name in blind])
             text += f"{', and ' if parts else ''}any number under {names}"
         return f"{text[:1].upper()}{text[1:]}."
 

@@ -10,7 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
-from cgd_wrap.split.label_scores import LabelScores, compared, contradicting_most
+from cgd_wrap.split.label_scores import (
+    LabelScores,
+    choosing_clip,
+    compared,
+    contradicting_most,
+)
 
 LEAST_LEAVING = 0.01  # share of images that is told from none by a few hundred of them
 
@@ -62,8 +67,8 @@ class WrongLabels:
             others = against[(given != label) & valid[few], label].double()
             if len(others):
                 bound[label] = others.quantile(calibration.wrong_beyond)
-        most = torch.stack([one.score for one in scores]).argmax(dim=0)
-        choice = torch.stack([one.choice for one in scores]).gather(0, most[None])[0]
+        chosen = choosing_clip(scores)
+        choice = torch.stack([one.choice for one in scores]).gather(0, chosen[None])[0]
         return cls(
             valid & (contradicting_most(scores).double() > bound[labels]),
             choice, bound, _leaving(against, given, choice[few], valid[few], bound),

@@ -36,7 +36,7 @@ def scan_of(clip: Tensor, learned: Tensor, labels: Tensor) -> tuple[Suspicion, W
     wrong = WrongLabels.of([scores], labels, valid)
     ranks = placed.clip_rank, placed.suspicious_rank
     suspicion = Suspicion.of(labels, *ranks, placed.split(sigma_slow=0.3).triggered, wrong)
-    return suspicion, wrong, Scored(labels, scores.score, learned, valid)
+    return suspicion, wrong, Scored(labels, scores.score, learned, valid, wrong.looks_wrong)
 
 
 def noticed(suspicion: Suspicion, label: int) -> bool:
