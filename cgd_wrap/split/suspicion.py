@@ -7,7 +7,8 @@ classes, and there are two places where its samples gather:
 - Among the labels that look wrong to CLIP, however fast they were learned.
 
 A class that has more samples in the corner than an honest class may have is suspected, and so is
-one whose wrong-looking labels were learned fast, or are many and of images of many classes.
+one whose wrong-looking labels were learned fast, by themselves or with those of all classes, or are
+many and of images of many classes.
 In a suspected class, the place of each sample gives its probability of being poisoned.
 """
 
@@ -21,7 +22,11 @@ from torch import Tensor
 
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.split.class_figures import ClassFigures
-from cgd_wrap.split.two_kinds import probability_by_class
+from cgd_wrap.split.two_kinds import (
+    expected_mistakes,
+    probability_by_class,
+    probability_of_poison,
+)
 from cgd_wrap.split.wrong_labels import Flow, WrongLabels
 
 LEAST_RIGHT = 0.2  # share of a class: where more looks wrong, it is CLIP that is wrong
@@ -37,7 +42,8 @@ class Suspicion:
             an honest class may have. It is :func:`evidence_in_corner` or
             :func:`evidence_of_speed`, whichever is higher; where that doesn't reach
             ``calibration.evidence_needed``, that of labels that look planted
-            (:func:`evidence_of_wrong_labels`, :func:`looks_planted`).
+            (:func:`evidence_of_wrong_labels` where :func:`looks_planted`, or
+            :func:`evidence_together`).
         probability: by sample: probability of being poisoned, in [0, 1]; 0 in classes that aren't
             suspected, and for unreadable samples.
         found_by_clip_alone: by class: whether ``probability`` goes by CLIP's rank alone. So it does
@@ -92,20 +98,22 @@ class Suspicion:
             evidence_of_speed(figures, figures, calibration),
         )
         many_wrong = evidence_of_wrong_labels(figures, figures, calibration)
-        planted = looks_planted(figures, wrong.flow(labels), calibration)
+        together = evidence_together(figures, calibration)
+        planted = looks_planted(figures, wrong.flow(labels), calibration) | (together > needed)
         fast = by_speed > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
         by_clip = probability_by_class(
             labels, lambda some: clip_rank[some] ** calibration.rejection_power, planted
         )
-        by_clip_alone = planted & (~fast | (_doubt(labels, by_clip) < _doubt(labels, by_corner)))
+        clearer = expected_mistakes(labels, by_clip) < expected_mistakes(labels, by_corner)
+        by_clip_alone = planted & (~fast | clearer)
         probability = at_most = by_corner
         if bool(by_clip_alone.any()):
             alone = by_clip_alone[labels]
             probability = torch.where(alone, by_clip, by_corner)
             at_most = torch.maximum(by_corner, by_clip * alone)
         return cls(
-            evidence=torch.where(planted & ~fast, many_wrong, by_speed),
+            evidence=torch.where(planted & ~fast, torch.maximum(many_wrong, together), by_speed),
             probability=probability,
             found_by_clip_alone=by_clip_alone,
             probability_at_most=at_most,
@@ -113,9 +121,6 @@ class Suspicion:
             figures=figures,
             calibration=calibration,
         )
-
-
-# --- evidence -----------------------------------------------------------------------------------
 
 
 def evidence_in_corner(
@@ -239,6 +244,28 @@ def looks_planted(
     return enough & from_many & (flow.into > calibration.outflow_times * flow.out_at_most)
 
 
+def evidence_together(
+    figures: ClassFigures, calibration: Calibration = DEFAULT
+) -> Float[Tensor, "classes"]:
+    """By how many standard errors wrong-looking labels are too many and, together, too fast.
+
+    An attack that gives each class' images the next class' label leaves few samples in each. They
+    come from one class, as mistakes do, and no class stands out. But mistakes are learned slowly:
+    by the wrong-looking labels of all classes together it is known how fast these were. Counted are
+    the classes where they are more than ``wrong_share``, and fast.
+
+    Args:
+        figures: figures of each class.
+        calibration: thresholds.
+    """
+    known, slow = _is_known(figures, calibration), calibration.wrong_speed
+    total, fast = (sums[known].sum() for sums in (figures.wrong, figures.speed))
+    together = (fast / total.clamp(min=1) - slow) * (12 * total).sqrt()
+    many = _beyond_chance(figures.wrong, figures.size * figures.beyond * calibration.wrong_share)
+    counts = known & (figures.speed > slow * figures.wrong)
+    return torch.where(counts, torch.minimum(many, together), -1.0)
+
+
 def _beyond_chance(
     count: Float[Tensor, "*some classes"], expected: Float[Tensor, "*some classes"]
 ) -> Float[Tensor, "*some classes"]:
@@ -246,44 +273,3 @@ def _beyond_chance(
     by_chance = torch.special.gammainc(count.clamp(min=1), expected)  # P(as many, or more)
     quantile = -torch.special.ndtri(by_chance.clamp(1e-16, 1 - 1e-16))
     return torch.where(count > 0, quantile, -1.0)
-
-
-# --- probability --------------------------------------------------------------------------------
-
-
-def probability_of_poison(
-    labels: Int[Tensor, "n"],
-    clip_rank: Float[Tensor, "n"],
-    suspicious_rank: Float[Tensor, "n"],
-    suspected: Bool[Tensor, "classes"],
-) -> Float[Tensor, "n"]:
-    """Probability that each sample is poisoned, by its place in the corner of the map.
-
-    Args:
-        labels: given labels.
-        clip_rank: rank of the label's NLL under CLIP, in (0, 1].
-        suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
-        suspected: classes with enough of :func:`evidence_in_corner`.
-
-    Returns:
-        float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
-    """
-    return probability_by_class(
-        labels, lambda some: clip_rank[some] * (1 - suspicious_rank[some]), suspected
-    )
-
-
-def _doubt(labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]) -> Float[Tensor, "classes"]:
-    """Expected mistakes of calling a class' samples poisoned or not, as a share of its poison.
-
-    On real CIFAR-10 the doubt by CLIP's rank was smaller than by the corner for WaNet, BppAttack
-    and FLIP at 5 and 10%, the label flip at 5% and Input-aware at 1 and 5%; there was no attack for
-    which it was smaller, and the corner told the two kinds better.
-    """
-    some, number = probability.nonzero().squeeze(1), int(labels.max()) + 1
-    given, likely = labels[some], probability[some]
-    mistakes, poison = (
-        torch.bincount(given, weights=each, minlength=number)
-        for each in (torch.minimum(likely, 1 - likely), likely)
-    )
-    return mistakes / poison.clamp(min=1)

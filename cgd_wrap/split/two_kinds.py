@@ -79,6 +79,46 @@ def probability_by_class(
     return probability
 
 
+def probability_of_poison(
+    labels: Int[Tensor, "n"],
+    clip_rank: Float[Tensor, "n"],
+    suspicious_rank: Float[Tensor, "n"],
+    suspected: Bool[Tensor, "classes"],
+) -> Float[Tensor, "n"]:
+    """Probability that each sample is poisoned, by its place in the corner of the map.
+
+    Args:
+        labels: given labels.
+        clip_rank: rank of the label's NLL under CLIP, in (0, 1].
+        suspicious_rank: rank of the label's NLL under the suspicious model, in (0, 1].
+        suspected: classes with enough of :func:`~cgd_wrap.split.suspicion.evidence_in_corner`.
+
+    Returns:
+        float64 in [0, 1]; 0 in classes that aren't suspected, and for unreadable samples.
+    """
+    return probability_by_class(
+        labels, lambda some: clip_rank[some] * (1 - suspicious_rank[some]), suspected
+    )
+
+
+def expected_mistakes(
+    labels: Int[Tensor, "n"], probability: Float[Tensor, "n"]
+) -> Float[Tensor, "classes"]:
+    """Expected mistakes of calling a class' samples poisoned or not, as a share of its poison.
+
+    On real CIFAR-10 they were fewer by CLIP's rank than by the corner for WaNet, BppAttack
+    and FLIP at 5 and 10%, the label flip at 5% and Input-aware at 1 and 5%; there was no attack
+    for which they were fewer, and the corner told the two kinds better.
+    """
+    some, number = probability.nonzero().squeeze(1), int(labels.max()) + 1
+    given, likely = labels[some], probability[some]
+    mistakes, poison = (
+        torch.bincount(given, weights=each, minlength=number)
+        for each in (torch.minimum(likely, 1 - likely), likely)
+    )
+    return mistakes / poison.clamp(min=1)
+
+
 def _blocks(size: int) -> list[slice]:
     return [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
 

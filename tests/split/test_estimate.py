@@ -15,10 +15,8 @@ from made_up_maps import (
 )
 
 from cgd_wrap.split.estimate import PoisonEstimate, estimate_poison
-from cgd_wrap.split.suspicion import (
-    Suspicion,
-    probability_of_poison,
-)
+from cgd_wrap.split.suspicion import Suspicion
+from cgd_wrap.split.two_kinds import probability_of_poison
 
 
 def estimate_of(labels: torch.Tensor, *given: torch.Tensor) -> PoisonEstimate:

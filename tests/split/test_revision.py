@@ -22,7 +22,8 @@ from made_up_maps import (
 
 from cgd_wrap.functional import Split, split_by_rank
 from cgd_wrap.split.revision import revised
-from cgd_wrap.split.suspicion import Suspicion, probability_of_poison
+from cgd_wrap.split.suspicion import Suspicion
+from cgd_wrap.split.two_kinds import probability_of_poison
 
 
 def revised_by(before: Split, labels: torch.Tensor, *given: torch.Tensor, **cuts) -> Split:

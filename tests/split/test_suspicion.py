@@ -23,7 +23,7 @@ from made_up_maps import (
 from cgd_wrap.config.calibration import DEFAULT
 from cgd_wrap.functional import corner_weight, split_by_rank
 from cgd_wrap.split.estimate import estimate_poison
-from cgd_wrap.split.suspicion import probability_of_poison
+from cgd_wrap.split.two_kinds import probability_of_poison
 from cgd_wrap.split.wrong_labels import WrongLabels
 
 AT_THE_TIP, CHANCE = DEFAULT.far_corner_share, DEFAULT.chance_suspicion
@@ -181,11 +181,16 @@ def test_mistakes_that_go_to_and_fro_are_no_attack():
     assert names(suspicion.looks_wrong) == [4, 5]
 
 
-def test_what_all_classes_have_is_no_attack():
+@pytest.mark.parametrize(("rank", "fast"), [(0.5, True), (0.9, False)])
+def test_what_all_classes_have_is_an_attack_if_it_was_learned_fast(rank, fast):
+    """As an attack leaves it that gives each class' images the next class' label."""
     labels, *ranks = honest_map()
-    poison = torch.cat([first_of(labels, 100 + 5 * label, label) for label in range(10)])
-    suspicion = suspicion_of(labels, *ranks, wrong=wrong_labels(labels, poison, tuple(range(10))))
-    assert names(suspicion.suspected) == names(suspicion.looks_wrong) == []
+    classes = tuple(range(10))
+    poison = torch.cat([first_of(labels, 50 + 3 * label, label) for label in classes])
+    ranks[1][poison] = rank
+    suspicion = suspicion_of(labels, *ranks, wrong=wrong_labels(labels, poison, classes))
+    assert names(suspicion.suspected) == (list(classes) if fast else [])
+    assert names(suspicion.looks_wrong) == []
 
 
 def test_a_class_that_clip_does_not_know_shows_nothing():
