@@ -46,6 +46,7 @@ TOOLS = {
     "tiny_clip_images",
     "train_tiny_clip",
     "upside_down",
+    "verdicts",
 }  # made what is in the repository
 MOST_LINES = 60
 
