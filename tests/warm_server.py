@@ -92,11 +92,14 @@ class Server:
         client, _ = self.door.accept()
         message, streams, _, _ = socket.recv_fds(client, LONGEST_REQUEST, 2)
         request: dict[str, Any] = json.loads(message)
+        gc.disable()  # what is imported stays
         for name in request["imports"]:
             importlib.import_module(name)
         gc.freeze()  # else each fork would copy what it has imported as soon as it collects
         pid = os.fork()
-        if pid:
+        if pid == 0:
+            gc.enable()
+        else:
             self.clients[pid] = client
             client.send(str(pid).encode())
             for stream in streams:

@@ -221,6 +221,7 @@ def figures(loader, criterion) -> tuple[float, float]:
     return float(right.float().mean()), float(fooled.float().mean())
 
 
+@pytest.mark.slow
 def test_a_guarded_loop_does_not_learn_the_backdoor():
     loader = DataLoader(tensors(600), 32, shuffle=True, generator=torch.Generator().manual_seed(0))
     accuracy, success = figures(loader, nn.CrossEntropyLoss())

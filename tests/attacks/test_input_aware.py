@@ -143,6 +143,7 @@ def material_of(base: Any, side: int = 32) -> Material:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_masks_become_sparse_and_stay_apart(pictures: Make) -> None:
     base = pictures(128)
     material = material_of(base, side=16)

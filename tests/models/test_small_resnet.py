@@ -26,6 +26,7 @@ def test_small_resnet_refuses_no_classes():
         small_resnet(0)
 
 
+@pytest.mark.slow
 def test_a_narrow_network_learns_the_shapes(shapes):
     """Far above chance after four passes over a few pictures; the demo trains much longer."""
     images = torch.from_numpy(np.stack([np.asarray(shapes[i][0]) for i in range(1000)]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import run_python
 from PIL import Image
 from poisoned_scan import Scan, make_scan
 
@@ -68,11 +68,12 @@ def test_pyplot_and_backend_are_left_alone(tmp_path: Path) -> None:
         "rc = matplotlib.rcParams\n"
         "read = lambda: {k: rc[k] for k in rc if k != 'backend'}\n"
         "settings = read()\n"
+        "sys.modules.pop('matplotlib.pyplot', None)\n"
         f"report.plot_entropy_map(m, m.split(), {str(tmp_path / 'm.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert read() == settings\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_python("-c", code, imports=["matplotlib.figure"])
 
 
 def test_missing_matplotlib_names_the_extra(
