@@ -172,6 +172,7 @@ def test_victims_of_other_options_are_not_used_for_these(tmp_path, monkeypatch):
     reproduce.claim(folder.with_name("seed-1"), {"epochs": "30", "target": "3"})
 
 
+@pytest.mark.slow
 def test_batches_on_a_device_are_what_the_transforms_give(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     device_batches = importlib.import_module("device_batches")

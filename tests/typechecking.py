@@ -19,6 +19,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import jaxtyped
 
+MANY, EACH = 200, 16  # a function that is called more often is checked at each so-manieth call
 SHAPED = re.compile(r"\[(np\.|torch\.)?(Tensor|ndarray)\b")  # in annotations, as jaxtyping's are
 NEW_JAXTYPING = tuple(map(int, jaxtyping.__version__.split(".")[:2])) >= (0, 3)
 
@@ -51,11 +52,13 @@ def checked(target: Any) -> Any:
     if "<locals>" in target.__qualname__ or not SHAPED.search(str(target.__annotations__)):
         return target
     inner: Callable[..., Any] | None = None
+    calls = 0
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal inner
-        if jaxtyping.config.jaxtyping_disable:
+        nonlocal inner, calls
+        calls += 1
+        if jaxtyping.config.jaxtyping_disable or (calls > MANY and calls % EACH):
             return target(*args, **kwargs)
         if inner is None:  # at the first call, when all names are there
             inner = typed_as(target, hints_of(target))

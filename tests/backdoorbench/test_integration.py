@@ -70,6 +70,7 @@ def test_a_genuine_result_is_read_as_its_maker_checked_it(genuine):
             assert columns.min() >= left
 
 
+@pytest.mark.slow
 def test_the_script_runs_in_the_tree_of_a_genuine_result(genuine):
     settings = genuine / "config" / "defense" / "cgd" / "cifar10.yaml"
     with settings.open("a") as file:  # the demo's CLIP knows shapes, not CIFAR's classes

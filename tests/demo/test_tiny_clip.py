@@ -43,6 +43,7 @@ def test_nothing_in_the_folder_can_execute():
     assert kinds == {".json", ".safetensors", ".md"}
 
 
+@pytest.mark.slow
 def test_zero_shot_is_useful_but_weak(recall):
     """A CLIP without errors would make the demo too easy."""
     assert 0.7 < recall.mean() < 0.95

@@ -8,7 +8,7 @@ from typing import Any
 import compiled_steps
 import pytest
 import torch
-from compiled_steps import CASES, CRITERIA
+from compiled_steps import CASES, EVALUATED
 from launching import run_python
 
 
@@ -27,7 +27,7 @@ def test_all_steps_are_one_graph_of_the_same_values(name, kind, seen):
     torch.testing.assert_close(run["found"], run["expected"])
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", EVALUATED)
 def test_in_evaluation_plain_targets_get_the_criterion(name, seen):
     """Row 29: batches with and without tags share a graph, and each gets its own loss."""
     run = seen["evaluation"][name]
