@@ -44,6 +44,7 @@ def scores_of(guard: CGDGuard) -> dict[str, Tensor]:
     return {
         "looks_wrong": wrong.looks_wrong,
         "leaving": wrong.leaving,
+        "as_sure": wrong.as_sure,
         "labels": guard.targets.to(torch.uint8),
         "clip_score": functional.label_log_odds_against(clip, guard.targets).float(),
         "clip_choice": clip.argmax(dim=1).to(torch.uint8),

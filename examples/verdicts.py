@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -120,17 +121,16 @@ class Kind:
         self.poisoned[drawn] = True
 
 
-def scanned(kind: Kind, clip: str, seed: int) -> CGDGuard:
+def scanned(kind: Kind, clip: str, seed: int, cache: Path) -> CGDGuard:
     """Scan it as a user would."""
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     tensor = transforms.Compose([transforms.ToTensor(), normalise])
     names = kind.pictures.classes
     assert names is not None
-    with tempfile.TemporaryDirectory() as cache:
-        return CGDGuard(
-            small_resnet(len(names), (8, 16, 32, 64)), transformed(kind.pictures, tensor), names,
-            clip=clip, config=CGDConfig(seed=seed), cache_dir=cache, progress=False,
-        ).scan()  # fmt: skip
+    return CGDGuard(
+        small_resnet(len(names), (8, 16, 32, 64)), transformed(kind.pictures, tensor), names,
+        clip=clip, config=CGDConfig(seed=seed), cache_dir=cache, progress=False,
+    ).scan()  # fmt: skip
 
 
 def figures(kind: Kind, guard: CGDGuard) -> dict[str, Any]:
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--clip", required=True)
     parser.add_argument("--rows", required=True, metavar="A:B", help="of the training images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="keep the scans here, and read them from here")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     lines = args.out.read_text().splitlines() if args.out.exists() else []
@@ -195,9 +196,11 @@ def main() -> None:
         if spec not in done:
             start = time.perf_counter()
             kind = Kind(spec, pictures, args.seed)
-            guard = scanned(kind, args.clip, args.seed)
-            seconds = time.perf_counter() - start
-            done[spec] = {"kind": spec, **figures(kind, guard), "seconds": seconds}
+            with tempfile.TemporaryDirectory() as folder:
+                cache = (args.keep or Path(folder)) / re.sub("[^a-z0-9.-]", "_", spec)
+                guard = scanned(kind, args.clip, args.seed, cache)
+                seconds = time.perf_counter() - start
+                done[spec] = {"kind": spec, **figures(kind, guard), "seconds": seconds}
             with args.out.open("a") as file:
                 file.write(json.dumps(done[spec]) + "\n")
         print(row(done[spec]), flush=True)

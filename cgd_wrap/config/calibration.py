@@ -74,8 +74,7 @@ class Calibration:
     )
     corner_power: float = threshold(
         4.0, SUSPICION, "exponent",
-        """Power of ``clip_rank (1 - suspicious_rank)`` that a triggered sample adds to the
-        suspicion of its class.""",
+        "Power of clip_rank (1 - suspicious_rank) that a sample adds to its class' suspicion.",
     )  # fmt: skip
     chance_suspicion: float = threshold(
         0.026, SUSPICION, "mean weight of a class' samples",
@@ -87,8 +86,7 @@ class Calibration:
     )  # fmt: skip
     outstanding_suspicion: float = threshold(
         0.013, SUSPICION, "mean weight of a class' samples",
-        """Suspicion that an honest class may have which stands out from the others by
-        outstanding_times. Half of chance_suspicion.""",
+        "Half of chance_suspicion, for an honest class that stands out by outstanding_times.",
         data=STORED, honest=0.00264, poisoned=0.0145, measure="suspicion",
     )  # fmt: skip
     outstanding_times: float = threshold(
@@ -99,8 +97,7 @@ class Calibration:
     )
     far_corner_share: float = threshold(
         0.001, SUSPICION, "share of a class",
-        """Share of an honest class that may lie in the far corner. In the scans of the results
-        table honest classes came to 0.0005.""",
+        "Share of an honest class that may lie there. In the results' scans it came to 0.0005.",
         data=STORED, honest=0.0, poisoned=0.00148, measure="far corner",
     )  # fmt: skip
     far_corner_times: float = threshold(
@@ -137,10 +134,14 @@ class Calibration:
     most_from_one: float = threshold(
         0.5, SUSPICION, "share of these", "If more are images of one class, they are mistakes."
     )
+    least_as_sure: float = threshold(
+        0.4, SUSPICION, "area under the ROC curve",
+        "If CLIP is less sure that they are another class', compared with its images, they aren't.",
+        data=STORED, honest=0.286, poisoned=0.451,
+    )  # fmt: skip
     rejection_power: float = threshold(
         8.0, SUSPICION, "exponent",
-        """Power of clip_rank by which poison is told from honest samples where it is found by CLIP
-        alone; honest samples have ranks all over.""",
+        "Power of clip_rank that tells poison from honest samples where CLIP alone finds it.",
     )  # fmt: skip
     sure_of_poison: float = threshold(
         0.9, SUSPICION, "probability of poison", "Above this, a sample is taken for poisoned."

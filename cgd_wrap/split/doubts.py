@@ -188,8 +188,9 @@ def wrong_labels(
     more = f" and more of {len(classes) - LISTED} other classes" if len(classes) > LISTED else ""
     return Doubt(
         "labels_look_wrong",
-        f"CLIP takes {told}{more} for wrong labels, and they were learned slowly: by mistakes, or "
-        "by an attack whose trigger is hard to learn.",
+        f"CLIP takes {told}{more} for wrong labels, and they were learned slowly: they are "
+        "mistakes, or an attack's whose trigger is hard to learn, or CLIP doesn't know such "
+        "images.",
         "Look at these classes' triggered samples in the report.",
         tuple(classes),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from cgd_wrap import functional
@@ -27,6 +27,7 @@ class LabelScores:
         bad: samples that the model couldn't score: index -> [reason, message, path].
         against: score against every class of a few samples, float64 [k, C], those of
             :func:`compared`; none where nobody asks for them.
+        sureness: log-probability of the first choice, float16; none where nobody asks for it.
     """
 
     score: Float[Tensor, "n"]
@@ -35,6 +36,7 @@ class LabelScores:
     against: Float[Tensor, "k classes"] = field(
         default_factory=lambda: torch.empty(0, 0, dtype=torch.float64)
     )
+    sureness: Float[Tensor, "m"] = field(default_factory=lambda: torch.empty(0).half())
 
     @classmethod
     def of(
@@ -52,7 +54,7 @@ class LabelScores:
             labels: given labels.
             reference_scores: take :func:`~cgd_wrap.functional.scores.reference_label_nll` in place
                 of :func:`~cgd_wrap.functional.scores.label_log_odds_against`.
-            compare: score a few samples against every class, too.
+            compare: score a few samples against every class, too, and tell how sure the model is.
         """
         score = (
             functional.reference_label_nll
@@ -60,14 +62,19 @@ class LabelScores:
             else functional.label_log_odds_against
         )
         few = compared(len(labels)) if compare else labels[:0]
-        scores, choices, against, bad = [], [], [], BadRows()
+        scores, choices, against, sureness, bad = [], [], [], [], BadRows()
         for rows, values, bad_here in logits.units():
             scores.append(score(values, labels[rows.start : rows.stop]))
             choices.append(values.argmax(dim=1))
             here = few[(few >= rows.start) & (few < rows.stop)] - rows.start
             against.append(scores_against_all(values[here], reference_scores=reference_scores))
+            if compare:
+                sureness.append(values.float().log_softmax(dim=1).amax(dim=1).half())
             bad |= bad_here
-        return cls(torch.cat(scores), torch.cat(choices), bad, torch.cat(against))
+        return cls(
+            torch.cat(scores), torch.cat(choices), bad, torch.cat(against),
+            torch.cat([torch.empty(0).half(), *sureness]),
+        )  # fmt: skip
 
 
 def compared(rows: int) -> Int[Tensor, "k"]:
@@ -95,6 +102,13 @@ def contradicting_most(verdicts: Sequence[LabelScores]) -> Float[Tensor, "n"]:
     A CLIP that learned the same backdoor agrees with poisoned labels; another CLIP does not.
     """
     return torch.stack([verdict.score for verdict in verdicts]).amax(dim=0)
+
+
+def by_choosing_clip(
+    values: Sequence[Shaped[Tensor, "n"]], verdicts: Sequence[LabelScores]
+) -> Shaped[Tensor, "n"]:
+    """Of several CLIPs' values, that of the CLIP that contradicts each label most."""
+    return torch.stack(list(values)).gather(0, choosing_clip(verdicts)[None])[0]
 
 
 def all_bad(verdicts: Sequence[LabelScores]) -> BadRows:

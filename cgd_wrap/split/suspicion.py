@@ -223,8 +223,9 @@ def looks_planted(
 ) -> Bool[Tensor, "classes"]:
     """Classes whose wrong-looking labels aren't like mistakes: images of many classes come in.
 
-    Mistakes go to and fro between classes, or come from one class that looks alike. And a CLIP may
-    know a class less well than others, and contradict up to ``wrong_times`` as many of its labels.
+    Mistakes go to and fro between classes, or come from one class that looks alike. A CLIP may know
+    a class less well than others, and contradict up to ``wrong_times`` as many of its labels. And
+    it may not know some of a class' images: it isn't sure then that they are of another class.
 
     Args:
         figures: figures of each class.
@@ -241,7 +242,8 @@ def looks_planted(
         figures, figures, calibration, times=calibration.wrong_times
     )
     enough = evidence > calibration.evidence_needed
-    return enough & from_many & (flow.into > calibration.outflow_times * flow.out_at_most)
+    sure = flow.as_sure > calibration.least_as_sure
+    return enough & from_many & sure & (flow.into > calibration.outflow_times * flow.out_at_most)
 
 
 def evidence_together(

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cgd_wrap import functional
 from cgd_wrap.config.calibration import DEFAULT, Calibration
 from cgd_wrap.split.label_scores import (
     LabelScores,
-    choosing_clip,
+    by_choosing_clip,
     compared,
     contradicting_most,
 )
@@ -36,6 +37,10 @@ class WrongLabels:
         leaving: share of each class' images that would look wrong under another label, and that
             CLIP takes for this class, float64.
         beyond: share of other classes' images beyond the bound.
+        as_sure: how surely CLIP takes the images of each class' wrong-looking labels for another
+            class, float64: share of other classes' images beyond the bound of which it is less
+            sure. It is 1/2 of wrong labels. Less, if images are of the class, and unlike those that
+            CLIP knows.
     """
 
     looks_wrong: Bool[Tensor, "n"]
@@ -43,6 +48,7 @@ class WrongLabels:
     bound: Float[Tensor, "classes"]
     leaving: Float[Tensor, "classes"]
     beyond: float
+    as_sure: Float[Tensor, "classes"]
 
     @classmethod
     def of(
@@ -67,12 +73,19 @@ class WrongLabels:
             others = against[(given != label) & valid[few], label].double()
             if len(others):
                 bound[label] = others.quantile(calibration.wrong_beyond)
-        chosen = choosing_clip(scores)
-        choice = torch.stack([one.choice for one in scores]).gather(0, chosen[None])[0]
+        choice = by_choosing_clip([one.choice for one in scores], scores)
+        sureness = by_choosing_clip([one.sureness for one in scores], scores)
+        looks_wrong = valid & (contradicting_most(scores).double() > bound[labels])
+        as_sure = torch.full_like(bound, 0.5)
+        for label in labels[looks_wrong].unique().tolist():
+            others = (against[:, label] > bound[label]) & (given != label) & valid[few]
+            own = sureness[looks_wrong & (labels == label)]
+            both = torch.cat([own, sureness[few][others]])
+            if len(both) > len(own):
+                as_sure[label] = functional.auroc(both, torch.arange(len(both)) < len(own))
         return cls(
-            valid & (contradicting_most(scores).double() > bound[labels]),
-            choice, bound, _leaving(against, given, choice[few], valid[few], bound),
-            1 - calibration.wrong_beyond,
+            looks_wrong, choice, bound, _leaving(against, given, choice[few], valid[few], bound),
+            1 - calibration.wrong_beyond, as_sure,
         )  # fmt: skip
 
     @classmethod
@@ -80,7 +93,7 @@ class WrongLabels:
         """No label looks wrong."""
         bound = torch.full((int(labels.max()) + 1,), torch.inf, dtype=torch.float64)
         nowhere = torch.zeros_like(labels, dtype=torch.bool)
-        return cls(nowhere, labels, bound, torch.ones_like(bound), 1.0)
+        return cls(nowhere, labels, bound, torch.ones_like(bound), 1.0, torch.full_like(bound, 0.5))
 
     def flow(self, labels: Int[Tensor, "n"]) -> Flow:
         """Estimate where the images with wrong labels come from, by those that look wrong."""
@@ -95,7 +108,7 @@ class WrongLabels:
         seen_leaving = self.leaving[:size].clamp(min=LEAST_LEAVING)
         return Flow(
             into / self.beyond, out / seen_leaving, (out + 2 * (out + 1).sqrt()) / seen_leaving,
-            most / into.clamp(min=1),
+            most / into.clamp(min=1), self.as_sure[:size],
         )  # fmt: skip
 
 
@@ -130,9 +143,11 @@ class Flow:
             images are seen under other labels.
         from_one: share of the wrong-looking labels whose images CLIP takes for one and the same
             class.
+        as_sure: see :class:`WrongLabels`.
     """
 
     into: Float[Tensor, "classes"]
     out: Float[Tensor, "classes"]
     out_at_most: Float[Tensor, "classes"]
     from_one: Float[Tensor, "classes"]
+    as_sure: Float[Tensor, "classes"]

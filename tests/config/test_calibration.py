@@ -25,6 +25,7 @@ FILES = sorted((Path(__file__).parents[1] / "stored_scans").glob("*.safetensors"
 SWAPPED = "clean-swapped-names"
 NOISY = (SWAPPED, "clean-sloppy")
 TOLD_OF = "blended-0.01"
+FEW = 4  # wrong-looking labels of a class, of which a mean means something
 EXACT = 5e-3  # the figures stand there with three digits
 
 
@@ -37,6 +38,7 @@ class Scan:
     choice: Tensor
     looks_wrong: Tensor
     leaving: Tensor
+    as_sure: Tensor
     target: int | None
     class_names: list[str]
 
@@ -52,7 +54,7 @@ class Scan:
     def wrong(self) -> WrongLabels:
         bound = torch.zeros(len(self.class_names), dtype=torch.float64)
         beyond = 1 - DEFAULT.wrong_beyond
-        return WrongLabels(self.looks_wrong, self.choice, bound, self.leaving, beyond)
+        return WrongLabels(self.looks_wrong, self.choice, bound, self.leaving, beyond, self.as_sure)
 
     @property
     def suspicion(self) -> Suspicion:
@@ -74,7 +76,7 @@ def read(file: Path) -> Scan:
     return Scan(
         file.stem, stored["labels"].long(), (found.clip_rank, found.suspicious_rank),
         found.split(sigma_slow=0.3), stored["clip_choice"].long(),
-        stored["looks_wrong"], stored["leaving"],
+        stored["looks_wrong"], stored["leaving"], stored["as_sure"],
         facts["target"] if bool(stored["poisoned"].any()) else None, facts["class_names"],
     )  # fmt: skip
 
@@ -137,6 +139,22 @@ def test_what_clip_knows_is_told_from_wrongly_named_classes() -> None:
     wrong = float(named_share(swapped)[renamed].max())
     assert one.honest == pytest.approx(wrong, rel=EXACT)
     assert one.poisoned == pytest.approx(min(targets), rel=EXACT)
+    assert one.honest < one.value < one.poisoned
+
+
+def test_how_sure_clip_is_tells_wrong_labels_from_images_that_it_does_not_know() -> None:
+    one = thresholds()["least_as_sure"]
+    sure = [
+        (float(scan.as_sure[label]), float(scan.figures.wrong_share[label]))
+        for scan in scans()
+        if scan.name != SWAPPED
+        for label in (scan.figures.wrong >= FEW).nonzero().squeeze(1).tolist()
+    ]
+    # The targets, and the sloppy class, have more wrong labels than all others.
+    unknown = max(each for each, share in sure if share < 0.05)
+    wrong = min(each for each, share in sure if share > 0.05)
+    assert one.honest == pytest.approx(unknown, rel=EXACT)
+    assert one.poisoned == pytest.approx(wrong, rel=EXACT)
     assert one.honest < one.value < one.poisoned
 
 

@@ -72,7 +72,9 @@ def wrong_labels(
     choice = labels.clone()
     choice[poison] = torch.tensor(sources)[torch.arange(len(poison)) // 4 % len(sources)]
     some = torch.full((CLASSES,), 0.25, dtype=torch.float64)
-    return WrongLabels(looks_wrong, choice, bound=some, leaving=some, beyond=0.25)
+    return WrongLabels(
+        looks_wrong, choice, some, some, 0.25, as_sure=torch.full((CLASSES,), 0.5).double()
+    )
 
 
 def suspects(labels: torch.Tensor, *ranks: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ def scan_of(clip: Tensor, learned: Tensor, labels: Tensor) -> tuple[Suspicion, W
     scores = LabelScores(
         functional.label_log_odds_against(clip, labels), clip.argmax(1), {},
         functional.log_odds_against_all(clip[compared(len(labels))]),
+        clip.log_softmax(dim=1).amax(dim=1).half(),
     )  # fmt: skip
     placed = EntropyMap.from_scores(scores.score, learned)
     wrong = WrongLabels.of([scores], labels, valid)

@@ -235,7 +235,9 @@ def stored(file: Path) -> tuple[ScanResult, Tensor]:
     valid = torch.ones(len(labels), dtype=torch.bool)
     agreement = ClipAgreement.of(["CLIP"], [figures], labels, valid)
     bound, beyond = torch.zeros(len(names), dtype=torch.float64), 1 - DEFAULT.wrong_beyond
-    wrong = WrongLabels(scan["looks_wrong"], choice, bound, scan["leaving"], beyond)
+    wrong = WrongLabels(
+        scan["looks_wrong"], choice, bound, scan["leaving"], beyond, scan["as_sure"]
+    )
     sure = torch.where(scan["suspicious_score"] < 0, labels, (labels + 1) % len(names))
     result = result_of(
         labels, scan["clip_score"], scan["suspicious_score"], wrong, class_names=tuple(names),

@@ -29,7 +29,8 @@ def images(seed: int = 0, sure: float = 4.0) -> tuple[Tensor, Tensor]:
 def scores_of(logits: Tensor, labels: Tensor) -> LabelScores:
     score = functional.label_log_odds_against(logits, labels)
     few = functional.log_odds_against_all(logits[compared(len(labels))])
-    return LabelScores(score, logits.argmax(1), {}, few)
+    sureness = logits.log_softmax(dim=1).amax(dim=1).half()
+    return LabelScores(score, logits.argmax(1), {}, few, sureness)
 
 
 def found(logits: Tensor, labels: Tensor) -> tuple[WrongLabels, ClassFigures]:
@@ -83,6 +84,27 @@ def test_what_leaves_a_class_that_clip_knows_badly_is_not_taken_for_less(known: 
         assert float(flow.into[2]) == pytest.approx(int(came), rel=0.25)
         assert float(flow.out[2]) == pytest.approx(int(left), rel=0.5)
     assert not looks_planted(figures, flow)[2]
+
+
+def test_images_that_clip_does_not_know_are_told_from_wrong_labels() -> None:
+    """CLIP contradicts both as firmly; but which other class these are, it isn't sure of."""
+    true, logits = images(sure=8.0)
+    tenth = (true == 2) & (torch.arange(SIZE) % 50 == 2)
+    vague = logits.clone()
+    vague[tenth] = torch.randn(
+        int(tenth.sum()), CLASSES, generator=torch.Generator().manual_seed(1)
+    )
+    vague[tenth, 2] -= 6
+    wrong, figures = found(vague, true)
+    assert float(figures.wrong_share[2]) > 0.05
+    assert float(wrong.as_sure[2]) < 0.2
+    flow = replace(wrong.flow(true), from_one=torch.zeros(CLASSES).double())
+    assert not looks_planted(figures, flow)[2]
+    assert looks_planted(figures, replace(flow, as_sure=torch.full((CLASSES,), 0.5).double()))[2]
+    mislabelled = torch.where((true != 2) & (torch.arange(SIZE) % 50 == 3), 2, true)
+    wrong, figures = found(logits, mislabelled)
+    assert float(figures.wrong_share[2]) > 0.05
+    assert float(wrong.as_sure[2]) == pytest.approx(0.5, abs=0.15)
 
 
 def test_unreadable_samples_are_neither_wrong_nor_compared_with() -> None:
