@@ -67,7 +67,9 @@ class WrongLabels:
             calibration: thresholds.
         """
         few = compared(len(labels))
-        given, against = labels[few], torch.stack([one.against for one in scores]).amax(dim=0)
+        given, each = labels[few], torch.stack([one.against for one in scores])
+        against, most = each.max(dim=0)  # each class by the CLIP that contradicts it most
+        sure = torch.stack([one.sureness[few] for one in scores]).gather(0, most.T).T
         bound = torch.full((against.shape[1],), torch.inf, dtype=torch.float64)
         for label in labels.unique().tolist():
             others = against[(given != label) & valid[few], label].double()
@@ -80,7 +82,7 @@ class WrongLabels:
         for label in labels[looks_wrong].unique().tolist():
             others = (against[:, label] > bound[label]) & (given != label) & valid[few]
             own = sureness[looks_wrong & (labels == label)]
-            both = torch.cat([own, sureness[few][others]])
+            both = torch.cat([own, sure[others, label]])
             if len(both) > len(own):
                 as_sure[label] = functional.auroc(both, torch.arange(len(both)) < len(own))
         return cls(

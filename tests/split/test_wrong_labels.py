@@ -131,6 +131,9 @@ def test_of_several_clips_the_one_that_contradicts_most_counts() -> None:
     assert not alone[planted].any()
     assert float(together.looks_wrong[planted].double().mean()) == pytest.approx(0.25, abs=0.06)
     assert (together.choice[planted] == true[planted]).double().mean() > 0.95
+    assert float(together.as_sure[4]) == pytest.approx(0.5, abs=0.1)
+    twice = WrongLabels.of([both[1], both[1]], labels, valid)
+    assert torch.equal(twice.as_sure, WrongLabels.of([both[1]], labels, valid).as_sure)
 
 
 def test_no_wrong_labels_add_nothing() -> None:
