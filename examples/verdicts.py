@@ -1,4 +1,4 @@
-"""What the verdict is on data of many kinds, poisoned and honest: one scan of each.
+r"""What the verdict is on data of many kinds, poisoned and honest: one scan of each.
 
     OMP_NUM_THREADS=1 python examples/verdicts.py --data DATA --clip local-dir:CLIP \
         --rows 0:12000 --out verdicts.jsonl \
@@ -10,10 +10,12 @@ A kind is made of parts, joined by +, which follow one another:
 - ``tail:RATIO``: a long tail, of the largest class RATIO times as many as of the smallest;
 - a kind of noise and its share (label_noise.py): ``symmetric:0.1``, ``sloppy:0.3`` ...
 - an attack, its rate and its target, a number or ``rare`` for the rarest class: ``wanet:0.05:2``;
-- ``all-to-all:ATTACK:RATE``: images of each class get a trigger and the next class' label.
+- ``all-to-all:ATTACK:RATE``: images of each class get a trigger and the next class' label, without
+  covers.
 
-Each kind is a line on the screen, a row of a Markdown table, and a line in the file, as JSON. A
-kind whose line is there already is left out.
+Attacks come last; a second one may meet samples that the first one has poisoned. Each kind is a row
+of a Markdown table, and a line in the file, as JSON. A kind whose line is there already, of the
+same data, CLIP and seed, isn't scanned again.
 """
 
 from __future__ import annotations
@@ -39,14 +41,38 @@ from torchvision import transforms
 
 from cgd_wrap import CGDConfig, CGDGuard
 from cgd_wrap.attacks import PoisonedDataset
-from cgd_wrap.attacks.catalogue import ATTACKS, attack_of
+from cgd_wrap.attacks.catalogue import attack_of
 from cgd_wrap.drill.experiment import transformed
 from cgd_wrap.models.small_resnet import small_resnet
 
+# Attacks that need no surrogate to be fitted, and no text.
+TRIGGERS = ("badnets", "blended", "wanet", "bpp", "sig", "ctrl", "label_flip")
 TITLE = (
     "kind", "samples", "verdict", "named: share, and the truth", "in the clean part",
     "in the triggered part", "smallest noticed", "seconds",
 )  # fmt: skip
+
+
+def parts_of(spec: str) -> list[list[str]]:
+    """The parts of a kind, each a name and its values; a wrong one ends the program."""
+    parts = [part.split(":") for part in spec.split("+")]
+    attacked = False
+    for name, *values in parts:
+        try:
+            if name == "all-to-all":
+                known = values[0] in TRIGGERS and 0 < float(values[1]) <= 1
+            elif name in TRIGGERS:
+                known = 0 < float(values[0]) <= 1 and (values[1] == "rare" or int(values[1]) >= 0)
+            elif name in KINDS or name == "tail":
+                known = float(values[0]) >= 0 and not attacked
+            else:
+                known = name == "clean"
+        except (IndexError, ValueError):
+            known = False
+        if not known:
+            raise SystemExit(f"{':'.join([name, *values])!r} in {spec!r} is no such kind: --help")
+        attacked |= name in (*TRIGGERS, "all-to-all")
+    return parts
 
 
 class Kind:
@@ -66,8 +92,7 @@ class Kind:
         self.pictures = self._taken(pictures, range(len(pictures)))
         self.poisoned = np.zeros(len(pictures), dtype=bool)
         self.seed = seed
-        for part in spec.split("+"):
-            name, *values = part.split(":")
+        for name, *values in parts_of(spec):
             if name == "tail":
                 self._tail(float(values[0]))
             elif name in KINDS:
@@ -75,10 +100,8 @@ class Kind:
                 self.pictures.targets = mislabelled(targets, name, float(values[0]), seed)
             elif name == "all-to-all":
                 self._map_labels(values[0], float(values[1]))
-            elif name in ATTACKS:
+            elif name in TRIGGERS:
                 self._attack(name, float(values[0]), values[1])
-            elif name != "clean":
-                raise SystemExit(f"unknown kind of data {part!r}; see --help")
 
     @staticmethod
     def _taken(pictures: Pictures, rows: Sequence[int]) -> Pictures:
@@ -92,12 +115,13 @@ class Kind:
         # The classes' order is drawn, so that the seed decides which one is the rarest.
         order = np.random.default_rng([self.seed, 6]).permutation(len(sizes))
         wanted = np.zeros_like(sizes)
-        wanted[order] = tail_sizes(int(sizes.min()), len(sizes), ratio, "exponential")
+        wanted[order] = tail_sizes(int(sizes[sizes > 0].min()), len(sizes), ratio, "exponential")
         kept = long_tailed(self.pictures.targets, wanted.tolist())
         self.pictures, self.poisoned = self._taken(self.pictures, kept), self.poisoned[kept]
 
     def _attack(self, name: str, rate: float, target: str) -> None:
-        rarest = int(np.bincount(self.pictures.targets).argmin())
+        present, sizes = np.unique(self.pictures.targets, return_counts=True)
+        rarest = int(present[sizes.argmin()])
         attack = attack_of(
             name, rate=rate, target=rarest if target == "rare" else int(target),
             seed=self.seed + int(self.poisoned.sum()),  # another trigger for a further target
@@ -188,22 +212,26 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the scans here, and read them from here")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {one["kind"]: one for one in map(json.loads, lines)}
-    pictures = Pictures(read_data(args.data, "train"), range(*map(int, args.rows.split(":"))))
-    print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
     for spec in args.kinds:
-        if spec not in done:
-            start = time.perf_counter()
-            kind = Kind(spec, pictures, args.seed)
-            with tempfile.TemporaryDirectory() as folder:
-                cache = (args.keep or Path(folder)) / re.sub("[^a-z0-9.-]", "_", spec)
-                guard = scanned(kind, args.clip, args.seed, cache)
-                seconds = time.perf_counter() - start
-                done[spec] = {"kind": spec, **figures(kind, guard), "seconds": seconds}
-            with args.out.open("a") as file:
-                file.write(json.dumps(done[spec]) + "\n")
-        print(row(done[spec]), flush=True)
+        parts_of(spec)
+    with args.out.open("a+") as file:
+        file.seek(0)
+        lines = [json.loads(line) for line in file]
+        pictures = Pictures(read_data(args.data, "train"), range(*map(int, args.rows.split(":"))))
+        print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
+        for spec in args.kinds:
+            asked = {"kind": spec, "data": args.data, "clip": args.clip, "rows": args.rows}
+            asked["seed"] = args.seed
+            found = next((one for one in lines if asked.items() <= one.items()), None)
+            if found is None:
+                start = time.perf_counter()
+                with tempfile.TemporaryDirectory() as folder:
+                    cache = (args.keep or Path(folder)) / re.sub("[^a-z0-9.-]", "_", spec)
+                    kind = Kind(spec, pictures, args.seed)
+                    found = asked | figures(kind, scanned(kind, args.clip, args.seed, cache))
+                found["seconds"] = time.perf_counter() - start
+                print(json.dumps(found), file=file, flush=True)
+            print(row(found), flush=True)
 
 
 if __name__ == "__main__":

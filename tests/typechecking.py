@@ -19,7 +19,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import jaxtyped
 
-MANY, EACH = 200, 16  # a function that is called more often is checked at each so-manieth call
+MANY, EACH = 200, 16  # from so many calls of a function on, every EACH-th one is checked
 SHAPED = re.compile(r"\[(np\.|torch\.)?(Tensor|ndarray)\b")  # in annotations, as jaxtyping's are
 NEW_JAXTYPING = tuple(map(int, jaxtyping.__version__.split(".")[:2])) >= (0, 3)
 

@@ -86,7 +86,7 @@ class Calibration:
     )  # fmt: skip
     outstanding_suspicion: float = threshold(
         0.013, SUSPICION, "mean weight of a class' samples",
-        "Half of chance_suspicion, for an honest class that stands out by outstanding_times.",
+        "What an honest class may have that stands out (outstanding_times): half of the chance's.",
         data=STORED, honest=0.00264, poisoned=0.0145, measure="suspicion",
     )  # fmt: skip
     outstanding_times: float = threshold(
@@ -97,7 +97,7 @@ class Calibration:
     )
     far_corner_share: float = threshold(
         0.001, SUSPICION, "share of a class",
-        "Share of an honest class that may lie there. In the results' scans it came to 0.0005.",
+        "Share of an honest class that may lie in the far corner (0.0005 in the results' scans).",
         data=STORED, honest=0.0, poisoned=0.00148, measure="far corner",
     )  # fmt: skip
     far_corner_times: float = threshold(
@@ -136,7 +136,7 @@ class Calibration:
     )
     least_as_sure: float = threshold(
         0.4, SUSPICION, "area under the ROC curve",
-        "If CLIP is less sure that they are another class', compared with its images, they aren't.",
+        "CLIP knows the right class of wrong labels about as surely as that of other images.",
         data=STORED, honest=0.286, poisoned=0.451,
     )  # fmt: skip
     rejection_power: float = threshold(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cgd_wrap import functional
@@ -102,13 +102,6 @@ def contradicting_most(verdicts: Sequence[LabelScores]) -> Float[Tensor, "n"]:
     A CLIP that learned the same backdoor agrees with poisoned labels; another CLIP does not.
     """
     return torch.stack([verdict.score for verdict in verdicts]).amax(dim=0)
-
-
-def by_choosing_clip(
-    values: Sequence[Shaped[Tensor, "n"]], verdicts: Sequence[LabelScores]
-) -> Shaped[Tensor, "n"]:
-    """Of several CLIPs' values, that of the CLIP that contradicts each label most."""
-    return torch.stack(list(values)).gather(0, choosing_clip(verdicts)[None])[0]
 
 
 def all_bad(verdicts: Sequence[LabelScores]) -> BadRows:

@@ -98,8 +98,9 @@ class Suspicion:
             evidence_of_speed(figures, figures, calibration),
         )
         many_wrong = evidence_of_wrong_labels(figures, figures, calibration)
-        together = evidence_together(figures, calibration)
-        planted = looks_planted(figures, wrong.flow(labels), calibration) | (together > needed)
+        flow = wrong.flow(labels)
+        together = evidence_together(figures, flow, calibration)
+        planted = looks_planted(figures, flow, calibration) | (together > needed)
         fast = by_speed > needed
         by_corner = probability_of_poison(labels, clip_rank, suspicious_rank, fast)
         by_clip = probability_by_class(
@@ -242,30 +243,41 @@ def looks_planted(
         figures, figures, calibration, times=calibration.wrong_times
     )
     enough = evidence > calibration.evidence_needed
-    sure = flow.as_sure > calibration.least_as_sure
-    return enough & from_many & sure & (flow.into > calibration.outflow_times * flow.out_at_most)
+    comes_in = flow.into > calibration.outflow_times * flow.out_at_most
+    return enough & from_many & comes_in & _is_sure(figures, flow, calibration)
 
 
 def evidence_together(
-    figures: ClassFigures, calibration: Calibration = DEFAULT
+    figures: ClassFigures, flow: Flow, calibration: Calibration = DEFAULT
 ) -> Float[Tensor, "classes"]:
     """By how many standard errors wrong-looking labels are too many and, together, too fast.
 
     An attack that gives each class' images the next class' label leaves few samples in each. They
     come from one class, as mistakes do, and no class stands out. But mistakes are learned slowly:
-    by the wrong-looking labels of all classes together it is known how fast these were. Counted are
-    the classes where they are more than ``wrong_share``, and fast.
+    how fast these were is known by all classes together whose wrong-looking labels are mostly of
+    one class. Counted are those classes of them where they are more than ``wrong_share``, and fast.
 
     Args:
         figures: figures of each class.
+        flow: whence the images come.
         calibration: thresholds.
     """
-    known, slow = _is_known(figures, calibration), calibration.wrong_speed
-    total, fast = (sums[known].sum() for sums in (figures.wrong, figures.speed))
+    alike = flow.from_one > calibration.most_from_one
+    counts = alike & _is_known(figures, calibration) & _is_sure(figures, flow, calibration)
+    slow = calibration.wrong_speed
+    total, fast = (sums[counts].sum() for sums in (figures.wrong, figures.speed))
     together = (fast / total.clamp(min=1) - slow) * (12 * total).sqrt()
     many = _beyond_chance(figures.wrong, figures.size * figures.beyond * calibration.wrong_share)
-    counts = known & (figures.speed > slow * figures.wrong)
+    counts = counts & (figures.speed > slow * figures.wrong)
     return torch.where(counts, torch.minimum(many, together), -1.0)
+
+
+def _is_sure(
+    figures: ClassFigures, flow: Flow, calibration: Calibration
+) -> Bool[Tensor, "classes"]:
+    """Classes of whose wrong-looking labels CLIP knows the right ones, within a standard error."""
+    error = (12 * figures.wrong.clamp(min=1)).rsqrt()
+    return flow.as_sure + error > calibration.least_as_sure
 
 
 def _beyond_chance(

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cgd_wrap import functional
 from cgd_wrap.config.calibration import DEFAULT, Calibration
+from cgd_wrap.functional import members_by_class
 from cgd_wrap.split.label_scores import (
     LabelScores,
-    by_choosing_clip,
+    choosing_clip,
     compared,
     contradicting_most,
 )
@@ -39,8 +40,8 @@ class WrongLabels:
         beyond: share of other classes' images beyond the bound.
         as_sure: how surely CLIP takes the images of each class' wrong-looking labels for another
             class, float64: share of other classes' images beyond the bound of which it is less
-            sure. It is 1/2 of wrong labels. Less, if images are of the class, and unlike those that
-            CLIP knows.
+            sure. It is about 1/2 of wrong labels, and less if images are of the class, but unlike
+            those that CLIP knows. It is 1/2, too, where there is nothing to compare.
     """
 
     looks_wrong: Bool[Tensor, "n"]
@@ -67,27 +68,20 @@ class WrongLabels:
             calibration: thresholds.
         """
         few = compared(len(labels))
-        given, each = labels[few], torch.stack([one.against for one in scores])
-        against, most = each.max(dim=0)  # each class by the CLIP that contradicts it most
-        sure = torch.stack([one.sureness[few] for one in scores]).gather(0, most.T).T
+        given, against = labels[few], torch.stack([one.against for one in scores]).amax(dim=0)
         bound = torch.full((against.shape[1],), torch.inf, dtype=torch.float64)
         for label in labels.unique().tolist():
             others = against[(given != label) & valid[few], label].double()
             if len(others):
                 bound[label] = others.quantile(calibration.wrong_beyond)
-        choice = by_choosing_clip([one.choice for one in scores], scores)
-        sureness = by_choosing_clip([one.sureness for one in scores], scores)
+        chosen = choosing_clip(scores)
+        choice = torch.stack([one.choice for one in scores]).gather(0, chosen[None])[0]
         looks_wrong = valid & (contradicting_most(scores).double() > bound[labels])
-        as_sure = torch.full_like(bound, 0.5)
-        for label in labels[looks_wrong].unique().tolist():
-            others = (against[:, label] > bound[label]) & (given != label) & valid[few]
-            own = sureness[looks_wrong & (labels == label)]
-            both = torch.cat([own, sure[others, label]])
-            if len(both) > len(own):
-                as_sure[label] = functional.auroc(both, torch.arange(len(both)) < len(own))
+        wrong = members_by_class(labels, looks_wrong)
         return cls(
             looks_wrong, choice, bound, _leaving(against, given, choice[few], valid[few], bound),
-            1 - calibration.wrong_beyond, as_sure,
+            1 - calibration.wrong_beyond,
+            _as_sure(scores, chosen, wrong, few[valid[few]], labels, bound),
         )  # fmt: skip
 
     @classmethod
@@ -112,6 +106,40 @@ class WrongLabels:
             into / self.beyond, out / seen_leaving, (out + 2 * (out + 1).sqrt()) / seen_leaving,
             most / into.clamp(min=1), self.as_sure[:size],
         )  # fmt: skip
+
+
+def _as_sure(
+    scores: Sequence[LabelScores],
+    chosen: Int[Tensor, "n"],
+    wrong: Sequence[Int[Tensor, "_"]],
+    few: Int[Tensor, "k"],
+    labels: Int[Tensor, "n"],
+    bound: Float[Tensor, "classes"],
+) -> Float[Tensor, "classes"]:
+    """See :class:`WrongLabels`. A CLIP is compared with itself: one may be surer than another.
+
+    Args:
+        scores: scores by each CLIP.
+        chosen: the CLIP that decides on each sample.
+        wrong: samples of each class whose labels look wrong.
+        few: readable samples whose scores against all classes are known.
+        labels: given labels.
+        bound: score of each class beyond which a label looks wrong.
+    """
+    as_sure = torch.full_like(bound, 0.5)
+    given, number = labels[few], compared(len(labels))
+    for label, members in enumerate(wrong):
+        areas = []
+        for position, one in enumerate(scores):
+            own = one.sureness[members[chosen[members] == position]]
+            against = one.against[torch.searchsorted(number, few), label]
+            others = one.sureness[few[(given != label) & (against > bound[label])]]
+            if len(own) and len(others):
+                mine = torch.arange(len(own) + len(others)) < len(own)
+                areas += [functional.auroc(torch.cat([own, others]), mine)] * len(own)
+        if areas:
+            as_sure[label] = sum(areas) / len(areas)
+    return as_sure
 
 
 def _leaving(

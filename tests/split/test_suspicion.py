@@ -181,16 +181,36 @@ def test_mistakes_that_go_to_and_fro_are_no_attack():
     assert names(suspicion.looks_wrong) == [4, 5]
 
 
-@pytest.mark.parametrize(("rank", "fast"), [(0.5, True), (0.9, False)])
-def test_what_all_classes_have_is_an_attack_if_it_was_learned_fast(rank, fast):
+@pytest.mark.parametrize(
+    ("rank", "sources", "as_sure", "found"),
+    [(0.5, 1, 0.5, True), (0.9, 1, 0.5, False), (0.5, 9, 0.5, False), (0.5, 1, 0.1, False)],
+    ids=["all-to-all", "mistakes", "a CLIP that errs", "images that CLIP doesn't know"],
+)
+def test_what_all_classes_have_is_an_attack_if_it_was_learned_fast(rank, sources, as_sure, found):
     """As an attack leaves it that gives each class' images the next class' label."""
     labels, *ranks = honest_map()
     classes = tuple(range(10))
     poison = torch.cat([first_of(labels, 50 + 3 * label, label) for label in classes])
     ranks[1][poison] = rank
-    suspicion = suspicion_of(labels, *ranks, wrong=wrong_labels(labels, poison, classes))
-    assert names(suspicion.suspected) == (list(classes) if fast else [])
+    wrong = wrong_labels(labels, poison)
+    choice = (labels - 1 - torch.arange(len(labels)) // 10 % sources) % 10
+    choice = torch.where(wrong.looks_wrong, choice, labels)
+    wrong = replace(wrong, choice=choice, as_sure=torch.full((10,), as_sure).double())
+    suspicion = suspicion_of(labels, *ranks, wrong=wrong)
+    assert names(suspicion.suspected) == (list(classes) if found else [])
     assert names(suspicion.looks_wrong) == []
+
+
+def test_an_attack_on_one_class_accuses_no_other():
+    """Whose labels are wrong by mistake, of one class, and were learned rather fast."""
+    labels, *ranks = denied_map(200, rank=0.02)
+    mistakes = first_of(labels, 100, 7)
+    ranks[1][mistakes] = 0.6
+    wrong = wrong_labels(labels, torch.cat([first_of(labels, 200), mistakes]))
+    choice = torch.where(wrong.looks_wrong & (labels == 7), 6, wrong.choice)
+    suspicion = suspicion_of(labels, *ranks, wrong=replace(wrong, choice=choice))
+    assert names(suspicion.suspected) == [4]
+    assert names(suspicion.looks_wrong) == [7]
 
 
 def test_a_class_that_clip_does_not_know_shows_nothing():

@@ -131,9 +131,18 @@ def test_of_several_clips_the_one_that_contradicts_most_counts() -> None:
     assert not alone[planted].any()
     assert float(together.looks_wrong[planted].double().mean()) == pytest.approx(0.25, abs=0.06)
     assert (together.choice[planted] == true[planted]).double().mean() > 0.95
-    assert float(together.as_sure[4]) == pytest.approx(0.5, abs=0.1)
-    twice = WrongLabels.of([both[1], both[1]], labels, valid)
-    assert torch.equal(twice.as_sure, WrongLabels.of([both[1]], labels, valid).as_sure)
+
+
+@pytest.mark.parametrize("sharper", [1.0, 1.15])
+def test_how_sure_a_clip_is_is_compared_with_itself(sharper: float) -> None:
+    """The other one vouches for the poison, and is surer of everything."""
+    true, logits = images(sure=6.0)
+    _, other = images(seed=1, sure=6.0)
+    labels = torch.where(torch.arange(SIZE) < 1000, 4, true)
+    other[:1000, 4] += 20
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    both = [scores_of(one, labels) for one in (logits, sharper * other)]
+    assert float(WrongLabels.of(both, labels, valid).as_sure[4]) == pytest.approx(0.5, abs=0.12)
 
 
 def test_no_wrong_labels_add_nothing() -> None:
