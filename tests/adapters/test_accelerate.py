@@ -32,6 +32,7 @@ def _fresh_state():
     GradientState._reset_state()
 
 
+@pytest.mark.slow  # three processes do the same below
 @pytest.mark.usefixtures("_fresh_state")
 def test_every_case_on_one_process(capsys):
     accelerated_run.main()

@@ -117,6 +117,7 @@ def test_other_modes(attack: LowFrequency, picture: Draw, mode: str) -> None:
     assert attack.trigger(picture(0).convert(mode)).mode == "RGB"
 
 
+@pytest.mark.slow
 def test_the_pattern_fools_the_surrogate(pictures: Make) -> None:
     strong = fitted(tinted(pictures()), surrogate_epochs=100, steps=60, amplitude=0.4)
     without, with_pattern = strong.tensors["fooled"].tolist()

@@ -45,6 +45,7 @@ def material_of(base: Any = None, **changes: Any) -> Material:
     return Material(**{**given, **changes})
 
 
+@pytest.mark.slow
 def test_a_surrogate_learns() -> None:
     shades = (20, 90, 160, 230)
     images = [Image.new("RGB", (20, 16), (shades[index % 4],) * 3) for index in range(128)]

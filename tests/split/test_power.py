@@ -86,7 +86,7 @@ def share_noticed(number: int, label: int, *, fast: bool, trials: int = 25) -> f
     return sum(found) / trials
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_attacks_of_that_size_are_noticed_and_much_smaller_ones_are_not(fast: bool) -> None:
     true, clip, learned = images(SIZE, 0)
     suspicion, wrong, scored = scan_of(clip, learned, true)
