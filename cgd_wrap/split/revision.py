@@ -28,7 +28,7 @@ def revised(
     - In classes that aren't suspected, flagged (mixed or triggered) samples with
       ``clip_rank (1 - suspicious_rank)`` up to ``corner_cut`` become clean. But if no class at all
       is suspected, triggered samples that CLIP contradicts stay triggered: there may be an attack
-      that the suspicious model was too slow to learn.
+      that the suspicious model was too slow to learn. So they do if an attack maps labels.
     - In suspected classes, clean samples that are likelier poisoned than ``poison_cut`` become
       mixed. The quarter of the class' clean samples that lies farthest from the corner stays clean;
       if the poison was found by CLIP alone, the quarter that CLIP rejects least stays clean.
@@ -51,7 +51,7 @@ def revised(
     corner, aimed_at = (1 - suspicious_rank).mul_(clip_rank), suspected[labels]
     back, out, more = (torch.zeros_like(split.clean) for _ in range(3))
     if corner_cut is not None:
-        explained = (clip_rank <= 0.5) | suspected.any()
+        explained = (clip_rank <= 0.5) | (suspected.any() & (not suspicion.maps_labels))
         flagged = split.mixed | (split.triggered & explained)
         back = flagged & ~aimed_at & (corner <= corner_cut)
     if poison_cut is not None:

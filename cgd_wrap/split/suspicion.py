@@ -55,6 +55,8 @@ class Suspicion:
         looks_wrong: by class: whether it isn't suspected, though more of its labels look wrong
             than honest classes have. It may be mistakes, or poison that was learned slowly.
         figures: the figures of each class, from which the evidence was found.
+        maps_labels: whether an attack gives several classes' images the labels of others, so that
+            classes that aren't suspected may have its samples, too.
         calibration: the thresholds that were used.
     """
 
@@ -64,6 +66,7 @@ class Suspicion:
     probability_at_most: Float[Tensor, "n"]
     looks_wrong: Bool[Tensor, "classes"]
     figures: ClassFigures
+    maps_labels: bool = False
     calibration: Calibration = DEFAULT
 
     @property
@@ -120,6 +123,7 @@ class Suspicion:
             probability_at_most=at_most,
             looks_wrong=(many_wrong > needed) & ~fast & ~planted,
             figures=figures,
+            maps_labels=int((together > needed).sum()) > 1,
             calibration=calibration,
         )
 

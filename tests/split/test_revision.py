@@ -57,6 +57,22 @@ def test_unsuspected_classes_get_back_what_is_far_from_the_corner():
     assert sum(after.counts().values()) == len(labels)
 
 
+def test_under_an_attack_that_maps_labels_what_clip_contradicts_stays_triggered():
+    labels, *ranks = attacked_map(200)
+    before = split_by_rank(*ranks)
+    suspicion = suspicion_of(labels, *ranks)
+    assert not suspicion.maps_labels
+    alone, mapped = (
+        revised(before, labels, *ranks, replace(suspicion, maps_labels=one),
+                corner_cut=0.3, poison_cut=None)
+        for one in (False, True)
+    )  # fmt: skip
+    contradicted = before.triggered & (ranks[0] > 0.5) & (labels != 4)
+    assert bool((alone.clean & contradicted).any())
+    assert bool(mapped.triggered[contradicted].all())
+    assert torch.equal(alone.clean & ~contradicted, mapped.clean)
+
+
 def test_suspected_classes_lose_what_looks_like_their_poison():
     labels, clip_rank, suspicious_rank = attacked_map(200)
     poison = torch.arange(len(labels)).where(labels == 4, torch.tensor(-1)).unique()[1:201]

@@ -199,6 +199,7 @@ def test_what_all_classes_have_is_an_attack_if_it_was_learned_fast(rank, sources
     suspicion = suspicion_of(labels, *ranks, wrong=wrong)
     assert names(suspicion.suspected) == (list(classes) if found else [])
     assert names(suspicion.looks_wrong) == []
+    assert suspicion.maps_labels == found
 
 
 def test_an_attack_on_one_class_accuses_no_other():
