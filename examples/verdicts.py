@@ -64,7 +64,7 @@ def parts_of(spec: str) -> list[list[str]]:
             elif name in TRIGGERS:
                 known = 0 < float(values[0]) <= 1 and (values[1] == "rare" or int(values[1]) >= 0)
             elif name in KINDS or name == "tail":
-                known = float(values[0]) >= 0 and not attacked
+                known = float(values[0]) >= (name == "tail") and not attacked
             else:
                 known = name == "clean"
         except (IndexError, ValueError):
