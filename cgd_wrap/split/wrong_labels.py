@@ -127,16 +127,16 @@ def _as_sure(
         bound: score of each class beyond which a label looks wrong.
     """
     as_sure = torch.full_like(bound, 0.5)
-    given, number = labels[few], compared(len(labels))
+    given, rows = labels[few], torch.searchsorted(compared(len(labels)), few)
     for label, members in enumerate(wrong):
         areas = []
+        others = given != label
         for position, one in enumerate(scores):
             own = one.sureness[members[chosen[members] == position]]
-            against = one.against[torch.searchsorted(number, few), label]
-            others = one.sureness[few[(given != label) & (against > bound[label])]]
-            if len(own) and len(others):
-                mine = torch.arange(len(own) + len(others)) < len(own)
-                areas += [functional.auroc(torch.cat([own, others]), mine)] * len(own)
+            beyond = one.sureness[few[others & (one.against[rows, label] > bound[label])]]
+            if len(own) and len(beyond):
+                mine = torch.arange(len(own) + len(beyond)) < len(own)
+                areas += [functional.auroc(torch.cat([own, beyond]), mine)] * len(own)
         if areas:
             as_sure[label] = sum(areas) / len(areas)
     return as_sure
